@@ -1,0 +1,124 @@
+"""From a source (a folder of photos, or the embedded world) to prepared PNGs of one size with ids."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cyclediff.errors import UserError
+from cyclediff.images import read_rgb, square, to_pil, to_uint8, write_atomically, write_png
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+PETS = "pets"
+PETS_VERSION = 1  # of the renderer: a change of its pixels is another data set
+PETS_SEEDS = {"source": 1001, "reference": 2002}  # the networks were trained on factors of other seeds
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Prepared images: `<path>/<id>.png` for each id, all of one size.
+
+    Args:
+        path: the folder.
+        ids: image ids, sorted.
+        name: what the images are, for people.
+        digest: names the content; equal digests mean equal images.
+    """
+
+    path: Path
+    ids: tuple[str, ...]
+    name: str
+    digest: str
+
+
+def prepare_photos(folder: Path, limit: int | None, size: int, resize: str, cache: Path) -> Folder:
+    """Cut the photos of a folder to squares of `size` pixels, once.
+
+    Args:
+        folder: holds the images, not in subfolders; other files are passed over. The id of an image is its stem.
+        limit: take the first `limit` images in the order of their names.
+        size: height and width of the prepared images.
+        resize: "bilinear" or "bicubic".
+        cache: where prepared folders are kept.
+
+    Raises:
+        UserError: if the folder is missing or empty, a file is no image, or two files have one stem.
+    """
+    paths = list_images(folder)[:limit]
+    by_stem: dict[str, Path] = {}
+    for path in paths:
+        other = by_stem.setdefault(path.stem.casefold(), path)
+        if other is not path:
+            raise UserError(
+                f"{other.name} and {path.name} in {folder} would both become {path.stem}.png; rename one of them"
+            )
+    hashes = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    digest = _digest({"images": hashes, "size": size, "resize": resize})
+
+    def draw(target: Path) -> None:
+        images = [square(read_rgb(path), size, resize) for path in paths]  # all are decoded before one is written
+        for path, image in zip(paths, images, strict=True):
+            write_png(image, target / f"{path.stem}.png")
+
+    return _cached(cache / f"{folder.resolve().name}-{digest}", tuple(hashes), folder.resolve().name, digest, draw)
+
+
+def prepare_pets(species: str, split: str, count: int, size: int, cache: Path) -> Folder:
+    """Render animals of the embedded world, once. Equal splits of two species are counterparts, image by image.
+
+    Args:
+        species: "cat" or "dog".
+        split: "source" or "reference": disjoint random streams, neither of which a network was trained on.
+        count: number of images.
+        size: height and width in pixels.
+        cache: where prepared folders are kept.
+    """
+    name = f"pets-{species}-{split}"
+    ids = tuple(f"{split}{i:04d}" for i in range(count))
+
+    def draw(target: Path) -> None:
+        import torch
+
+        from cyclediff.pets.render import render, sample_factors
+
+        factors = sample_factors(count, torch.Generator().manual_seed(PETS_SEEDS[split]))
+        images = (image for chunk in factors.split(64) for image in to_uint8(render(chunk, species, size)))
+        for image_id, image in zip(ids, images, strict=True):
+            write_png(to_pil(image), target / f"{image_id}.png")
+
+    digest = _digest({"name": name, "version": PETS_VERSION, "count": count, "size": size})
+    return _cached(cache / f"{name}-{digest}", ids, name, digest, draw)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files in a folder, sorted by name.
+
+    Raises:
+        UserError: if the folder is missing or holds no image.
+    """
+    if not folder.is_dir():
+        raise UserError(f"data.source must be {PETS} or a folder of images; {folder} does not exist or is a file")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not paths:
+        raise UserError(f"there is no image in {folder}; expected files ending in {' '.join(SUFFIXES)}")
+    return paths
+
+
+def _cached(path: Path, ids: tuple[str, ...], name: str, digest: str, draw: Callable[[Path], None]) -> Folder:
+    """Draw a prepared folder unless all of its files are there as its manifest, written last, lists them."""
+    manifest = path / "manifest.json"
+    if not manifest.exists() or json.loads(manifest.read_bytes()) != _hashes(path, ids):
+        path.mkdir(parents=True, exist_ok=True)
+        draw(path)
+        write_atomically(json.dumps(_hashes(path, ids), indent=1).encode(), manifest)
+    return Folder(path, ids, name, digest)
+
+
+def _hashes(path: Path, ids: tuple[str, ...]) -> dict[str, str | None]:
+    files = {image_id: path / f"{image_id}.png" for image_id in ids}
+    return {i: hashlib.sha256(f.read_bytes()).hexdigest() if f.exists() else None for i, f in files.items()}
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,5 @@
+"""Mistakes that the person at the keyboard can mend."""
+
+
+class UserError(Exception):
+    """Its text is the one sentence shown: what, got, allowed, and what to do. The program ends with exit code 2."""

@@ -1,0 +1,90 @@
+"""The embedded world's unconditional networks: DDPMs small enough to train on two CPU cores and to ship."""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cyclediff.denoiser import X0Denoiser, blend_x0
+from cyclediff.models.pixel import PixelModel
+from cyclediff.models.weights import load_weights
+from cyclediff.schedule import alpha_bar_from_betas, linear_betas
+
+SIZE = 64
+PATCH = 4
+WIDTH = 32  # of the detail network
+COARSE_ERROR = 0.08  # root mean squared error of the patch network on almost clean images
+X0_ERROR = 0.02  # the same of the whole network, see blend_x0
+
+
+class PatchUNet(nn.Module):
+    """x0 from x_t at 64×64 by a UNet on 4×4 patches: a sixteenth of the positions of one on pixels.
+
+    The noise in a patch is hard to predict (48 numbers through 64 channels), the image in it is not: hence x0.
+    """
+
+    def __init__(self):
+        super().__init__()
+        channels = 3 * PATCH**2
+        self.unet = UNet2DModel(
+            sample_size=SIZE // PATCH,
+            in_channels=channels,
+            out_channels=channels,
+            layers_per_block=1,
+            block_out_channels=(64, 96, 128),
+            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+            attention_head_dim=32,
+            norm_num_groups=32,
+        )
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
+        """Predict x0, (n, 3, 64, 64); t is int64 (n,)."""
+        return F.pixel_shuffle(self.unet(F.pixel_unshuffle(xt, PATCH), t).sample, PATCH)
+
+
+class PetsUNet(nn.Module):
+    """x0 from x_t: a patch UNet draws the picture, three convolutions on pixels sharpen and clean it.
+
+    The convolutions see the patch network's picture, the same blended with x_t (at low noise that is the better
+    one), and the noise level.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.coarse = PatchUNet()
+        self.detail = nn.Sequential(
+            nn.Conv2d(7, WIDTH, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=2, dilation=2),
+            nn.SiLU(),
+            nn.Conv2d(WIDTH, 3, 3, padding=1),
+        )
+        nn.init.zeros_(self.detail[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.detail[-1].bias)  # type: ignore[arg-type]
+        self.register_buffer("alpha_bar", alpha_bar_from_betas(linear_betas()), persistent=False)
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
+        """Predict x0, (n, 3, 64, 64); t is int64 (n,)."""
+        alpha_bar = self.alpha_bar[t][:, None, None, None]
+        coarse = self.coarse(xt, t)
+        blend = blend_x0(xt, coarse, alpha_bar, COARSE_ERROR)
+        level = (1 / alpha_bar - 1).log().to(xt).expand_as(xt[:, :1]) / 8
+        return blend + self.detail(torch.cat((blend, coarse, level), dim=1))
+
+
+@cache
+def load(path: str, device: str = "cpu") -> PixelModel:
+    """A shipped network as a model; loaded once per process.
+
+    Args:
+        path: its safetensors file, as scripts/train_pets.py writes it.
+        device: where it runs.
+    """
+    network = PetsUNet()
+    load_weights(network, load_file(path), path)
+    network.eval().requires_grad_(False).to(device)
+    return PixelModel(X0Denoiser(network, alpha_bar_from_betas(linear_betas()), X0_ERROR), SIZE)

@@ -1,0 +1,39 @@
+"""A model whose latent space is the image itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cyclediff.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class PixelModel:
+    """An unconditional pixel-space network: identity codec and one denoiser.
+
+    Args:
+        denoiser: the network with its schedule.
+        size: height and width of the images it was trained on.
+    """
+
+    denoiser: Denoiser
+    size: int
+
+    def encode(self, image: Tensor) -> Tensor:
+        """x0 of an image in [-1, 1]: the image itself."""
+        return image
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Image of an x0, clamped to [-1, 1]."""
+        return x0.clamp(-1, 1)
+
+    def condition(self, prompts: Sequence[str] | None = None, guidance_scale: float = 1.0) -> Denoiser:
+        """The denoiser; the model knows no conditions.
+
+        Raises:
+            ValueError: if there are prompts.
+        """
+        if prompts is not None:
+            raise ValueError("an unconditional model takes no prompts; choose a text-to-image model or leave them out")
+        return self.denoiser

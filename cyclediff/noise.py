@@ -1,0 +1,41 @@
+"""Noise that belongs to an image, not to a batch, a rank or a process."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Noise:
+    """One random stream per image, keyed by (run seed, image id, trial).
+
+    The k-th draw for an image is the same whatever batch the image is in, wherever it stands there, and whichever rank
+    or resumed run computes it. Streams differ between device types: `device="cpu"` gives the same draws everywhere.
+
+    Args:
+        seed: the run's seed.
+        ids: image ids, in the order of the batch.
+        trial: number of the attempt at the same image.
+        device: where numbers are drawn.
+    """
+
+    def __init__(self, seed: int, ids: Sequence[str], trial: int = 0, device: torch.device | str = "cpu"):
+        self._generators = [
+            torch.Generator(device).manual_seed(_seed_of(f"{seed}/{trial}/{image_id}")) for image_id in ids
+        ]
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        """Standard normal noise in the shape, type and place of x (n, ...), drawn in float32.
+
+        Raises:
+            ValueError: if x does not hold one image per id.
+        """
+        if x.shape[0] != len(self._generators):
+            raise ValueError(f"noise was made for {len(self._generators)} images; got a batch of {x.shape[0]}")
+        rows = [torch.randn(x.shape[1:], generator=g, device=g.device) for g in self._generators]
+        return torch.stack(rows).to(x)
+
+
+def _seed_of(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big", signed=True)

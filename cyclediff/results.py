@@ -1,0 +1,151 @@
+"""The record of a run: its folder, named by what was asked for, and how its numbers came about."""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cyclediff.errors import UserError
+from cyclediff.images import write_atomically
+
+SCHEMA = 1
+ROOT = Path(__file__).parents[1]
+CODE = ("run.py", "cyclediff", "baselines", "eval")  # a change here can change numbers
+PACKAGES = ("torch", "diffusers", "torchmetrics", "hydra-core", "numpy", "pillow", "safetensors")
+
+
+class Run:
+    """One cell of a table on disk.
+
+    Args:
+        task_folder: outputs/<task>.
+        identity: everything that decides the images and numbers, JSON-like; its hash is in the folder's name. No path,
+            batch size or device belongs here.
+    """
+
+    def __init__(self, task_folder: Path, identity: Mapping[str, Any]):
+        self.identity = dict(identity)
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
+        self.path = task_folder / f"{identity['method']['name']}-{digest}"
+        self.images = self.path / "images"
+
+    def start(self, config: str, provenance: Mapping[str, Any], allow_code_change: bool) -> bool:
+        """Create the folder, or check that an earlier start of the same run may be continued.
+
+        Returns:
+            Whether the run is already finished.
+
+        Raises:
+            UserError: if the run was started with other code or other weights.
+        """
+        record = self.path / "run.json"
+        if record.exists():
+            earlier = json.loads(record.read_bytes())
+            if earlier["code"] != provenance["code"] and not allow_code_change:
+                raise UserError(
+                    f"{self.path} was made by code {earlier['code']} (revision {earlier['revision']}), and the code is "
+                    f"now {provenance['code']}; add allow_code_change=true to keep its images, or delete the folder"
+                )
+            if earlier["checkpoints"] != provenance["checkpoints"]:
+                raise UserError(
+                    f"{self.path} was made with other weights; delete the folder, or put those weights back"
+                )
+            for leftover in self.images.glob(".*.tmp"):
+                leftover.unlink()
+            return earlier["status"] == "finished"
+        self.images.mkdir(parents=True, exist_ok=True)
+        write_atomically(config.encode(), self.path / "config.yaml")
+        self.write_json("run.json", {**provenance, "identity": self.identity, "status": "running", "start": now()})
+        return False
+
+    def missing(self, ids: Iterable[str]) -> list[str]:
+        """The ids whose image is not there yet."""
+        return [image_id for image_id in ids if not self.image(image_id).exists()]
+
+    def image(self, image_id: str) -> Path:
+        """Where the translation of an image lies."""
+        return self.images / f"{image_id}.png"
+
+    def log_batch(self, ids: Sequence[str], **costs: float | None) -> None:
+        """Append what a batch cost to progress.jsonl, which a resumed run reads back."""
+        with (self.path / "progress.jsonl").open("a") as file:
+            file.write("\n" + json.dumps({"ids": list(ids), **costs}))  # a new line also after a line cut by a kill
+
+    def batches(self) -> list[dict[str, Any]]:
+        """The batches logged so far; the last entry for a batch that was done again."""
+        log = self.path / "progress.jsonl"
+        found = {}
+        for line in log.read_text().splitlines() if log.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                batch = json.loads(line)
+                found[tuple(batch["ids"])] = batch
+        return list(found.values())
+
+    def finish(self, metrics: Mapping[str, Any], rows: list[dict[str, Any]], costs: Mapping[str, Any]) -> None:
+        """Write per_image.csv and metrics.json, and mark the run finished, in this order."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(text.getvalue().encode(), self.path / "per_image.csv")
+        self.write_json("metrics.json", {"schema": SCHEMA, "metrics": metrics})
+        record = json.loads((self.path / "run.json").read_bytes())
+        self.write_json("run.json", {**record, **costs, "status": "finished", "end": now()})
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write one of the run's JSON files, whole or not at all."""
+        write_atomically((json.dumps(content, indent=2) + "\n").encode(), self.path / name)
+
+
+def provenance() -> dict[str, Any]:
+    """Where numbers come from: schema, code, git revision and the versions of what computes."""
+    return {
+        "schema": SCHEMA,
+        "code": code_digest(),
+        **_revision(),
+        "python": sys.version.split()[0],
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+@cache
+def sha256(path: Path) -> str:
+    """Of a file, once per process."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """First 8 hexadecimal digits of a hash of the source that computes images and numbers."""
+    digest = hashlib.sha256()
+    for part in CODE:
+        files = sorted((ROOT / part).rglob("*.py")) if (ROOT / part).is_dir() else [ROOT / part]
+        for file in files:
+            digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@cache
+def _revision() -> dict[str, Any]:
+    def git(*arguments: str) -> str | None:
+        try:
+            result = subprocess.run(("git", "-C", str(ROOT), *arguments), capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None  # no git, or not a checkout: the code's digest still tells
+        return result.stdout.strip()
+
+    return {"revision": git("rev-parse", "--short", "HEAD"), "dirty": bool(git("status", "--porcelain"))}

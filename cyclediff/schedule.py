@@ -1,0 +1,83 @@
+"""The noise schedule: betas → alpha_bar, and which of its timesteps a sampler visits.
+
+alpha_bar[t] = prod_{s <= t} (1 - beta_s) for t = 0 … T-1 (DDPM, arXiv 2006.11239, Eq. 4); index 0 is the least noisy
+*noisy* level, and the clean image lies one past it, where alpha_bar is 1.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def linear_betas(num_train: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tensor:
+    """Linear betas of DDPM (arXiv 2006.11239, section 4); float64 (num_train,)."""
+    return torch.linspace(start, end, num_train, dtype=torch.float64)
+
+
+def alpha_bar_from_betas(betas: Tensor) -> Tensor:
+    """Cumulative product of 1 - beta (arXiv 2006.11239, Eq. 4); float64, same shape."""
+    return torch.cumprod(1 - betas.double(), dim=0)
+
+
+def spaced_timesteps(num_train: int, T: int) -> Tensor:
+    """T timesteps of a schedule of `num_train`, as CycleDiffusion's official code spaces them.
+
+    A whole stride where T divides num_train (0, 20, 40, … for 50 of 1000), otherwise floor(u (num_train - 1)) for T
+    equidistant u in [0, 1].
+
+    Returns:
+        int64 (T,), decreasing.
+
+    Raises:
+        ValueError: if T is not in 1 … num_train.
+    """
+    if not 1 <= T <= num_train:
+        raise ValueError(f"T must be between 1 and the {num_train} training timesteps of the network; got {T}")
+    if num_train % T == 0:
+        steps = torch.arange(0, num_train, num_train // T)
+    else:
+        steps = (torch.linspace(0, 1, T, dtype=torch.float64) * (num_train - 1)).floor().long()
+    return steps.flip(0)
+
+
+def respaced_timesteps(num_train: int, spacing: str | int) -> Tensor:
+    """Timesteps in guided-diffusion's respacing notation, which ILVR and DDIB use.
+
+    "100": 100 equidistant timesteps from 0 to num_train - 1. "ddim50": the first whole stride that gives 50.
+    "10,20": equal sections of the schedule with 10 and 20 timesteps.
+
+    Returns:
+        int64, decreasing.
+
+    Raises:
+        ValueError: if the notation cannot be satisfied.
+    """
+    spacing = str(spacing)
+    if spacing.startswith("ddim"):
+        count = _positive(spacing.removeprefix("ddim"), spacing)
+        for stride in range(1, num_train + 1):
+            if math.ceil(num_train / stride) == count:
+                return torch.arange(0, num_train, stride).flip(0)
+        raise ValueError(f"no whole stride gives {count} of {num_train} timesteps; got {spacing!r}, try {count!r}")
+    counts = [_positive(count, spacing) for count in spacing.split(",")]
+    size, longer = divmod(num_train, len(counts))
+    steps: list[int] = []
+    start = 0
+    for section, count in enumerate(counts):
+        length = size + (section < longer)
+        if count > length:
+            raise ValueError(f"a section of {length} timesteps cannot hold {count}; got {spacing!r}, ask for fewer")
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        position = 0.0
+        for _ in range(count):  # accumulated as the official code does: k * stride can round differently
+            steps.append(start + round(position))
+            position += stride
+        start += length
+    return torch.tensor(steps).flip(0)
+
+
+def _positive(text: str, spacing: str) -> int:
+    if not text.strip().isdigit() or int(text) == 0:
+        raise ValueError(f"timesteps must read like 100, ddim50 or 10,20; got {spacing!r}")
+    return int(text)

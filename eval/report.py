@@ -1,0 +1,199 @@
+"""Finished runs of a task → one table: printed, table.md and table.csv.
+
+Runs share a table only where images and protocol are the same; others get a table of their own below it.
+"""
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from eval.grid import draw_grid
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: where its number comes from and how people read it."""
+
+    key: str
+    header: str
+    digits: int
+    scale: float = 1.0
+
+
+METRICS = (
+    Column("fid", "FID ↓", 2),
+    Column("kid", "KID×10³ ↓", 2, 1000),
+    Column("psnr", "PSNR dB ↑", 2),
+    Column("ssim", "SSIM ↑", 3),
+    Column("l2", "L2 ↓", 2),
+    Column("counterpart_psnr", "true-pair PSNR ↑", 2),
+    Column("factor_error", "factor error ↓", 3),
+)
+COSTS = (
+    Column("network_evaluations_per_image", "NFE/image", 0),
+    Column("seconds_per_image", "s/image", 2),
+    Column("images_per_second", "images/s", 2),
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Runs that may be compared: their columns, the best value of each, and what the numbers mean."""
+
+    title: str
+    notes: list[str]
+    columns: list[Column]
+    rows: list[tuple[str, dict[str, Any]]]
+    digest: str
+
+    @property
+    def picture(self) -> str:
+        """File name of the pictures of these runs."""
+        return f"grid-{self.digest}.png"
+
+
+def read_sections(task_folder: Path) -> list[Section]:
+    """Group the finished runs of a task by images and protocol."""
+    groups = defaultdict(list)
+    for record in sorted(task_folder.glob("*/run.json")):
+        run = json.loads(record.read_bytes())
+        if run["status"] == "finished":
+            metrics = json.loads((record.parent / "metrics.json").read_bytes())["metrics"]
+            protocols = tuple(sorted((key, entry["protocol"]) for key, entry in metrics.items()))
+            groups[run["data"]["digest"], protocols].append(({**run, "folder": record.parent.name}, metrics))
+    return [_section(runs, dict(protocols), digest) for (digest, protocols), runs in groups.items()]
+
+
+def _section(runs: list[tuple[dict, dict]], protocols: dict[str, str], digest: str) -> Section:
+    first = runs[0][0]
+    n, data, name = first["data"]["n"], first["data"]["name"], first["identity"]["protocol"]
+    title = f"{first['identity']['task']}: {n} {'image' if n == 1 else 'images'} of {data}, protocol {name}"
+    rows = [
+        (label, {**{key: entry["value"] for key, entry in metrics.items()}, **run, "metrics": metrics})
+        for label, (run, metrics) in zip(_labels([run for run, _ in runs]), runs, strict=True)
+    ]
+    columns = [c for c in METRICS if any(values.get(c.key) is not None for _, values in rows)]
+    notes = []
+    if first["embedded"]:
+        notes.append("Embedded world: small networks trained by this project; not comparable with any paper's numbers.")
+    if n < 2048:
+        notes.append(f"FID from {n} images is biased upwards; compare it only within this table.")
+    notes += [f"{c.header}: {protocols[c.key]}" for c in columns]
+    return Section(title, notes, [*columns, *COSTS], rows, digest)
+
+
+def _labels(runs: list[dict]) -> list[str]:
+    """Method names, followed by the settings in which runs of one method differ."""
+    settings = [_flat({k: v for k, v in run["identity"].items() if k != "data"}) for run in runs]
+    labels = []
+    for mine in settings:
+        same = [other for other in settings if other["method.name"] == mine["method.name"]]
+        differing = [key for key in mine if any(other.get(key) != mine[key] for other in same)]
+        detail = ", ".join(f"{key.removeprefix('method.')}={mine[key]}" for key in differing)
+        labels.append(mine["method.name"] + (f" ({detail})" if detail else ""))
+    return labels
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _cell(values: dict[str, Any], column: Column, interval: bool = False) -> str:
+    value = values.get(column.key)
+    if value is None:
+        return "–"
+    text = f"{value * column.scale:.{column.digits}f}"
+    ci95 = values["metrics"].get(column.key, {}).get("ci95") if interval else None
+    return text + (f" ±{(ci95[1] - ci95[0]) / 2 * column.scale:.{column.digits}f}" if ci95 else "")
+
+
+def to_markdown(section: Section) -> str:
+    """The section as Markdown, with half-widths of the 95 % intervals where there are such."""
+    header = ["method", *(column.header for column in section.columns)]
+    lines = [
+        f"## {section.title}",
+        "",
+        f"![first images]({section.picture})",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|---" + "|---:" * len(section.columns) + "|",
+    ]
+    for label, values in section.rows:
+        cells = [label, *(_cell(values, column, interval=True) for column in section.columns)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"- {note}" for note in section.notes), ""])
+
+
+def to_rich(section: Section) -> Table:
+    """The section for a terminal."""
+    table = Table(title=section.title, caption="\n".join(section.notes[:2]), box=box.SIMPLE_HEAD, title_justify="left")
+    table.caption_justify = "left"
+    table.add_column("method")
+    for column in section.columns:
+        table.add_column(column.header.replace(" dB", ""), justify="right")
+    for label, values in section.rows:
+        table.add_row(label, *(_cell(values, column) for column in section.columns))
+    return table
+
+
+def to_csv(sections: list[Section]) -> str:
+    """All sections as one CSV: a line a run, raw values, intervals and protocol strings."""
+    keys = [c.key for c in METRICS]
+    fields = ["task", "data", "data_digest", "n", "method", "seed", "folder"]
+    fields += [f"{key}{part}" for key in keys for part in ("", "_low", "_high", "_protocol")] + [c.key for c in COSTS]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n", restval="")
+    writer.writeheader()
+    for section in sections:
+        for label, values in section.rows:
+            row = {"task": values["identity"]["task"], "data": values["data"]["name"], "n": values["data"]["n"]}
+            row |= {"data_digest": section.digest, "method": label, "seed": values["identity"]["seed"]}
+            row |= {"folder": values["folder"]} | {c.key: values[c.key] for c in COSTS}
+            for key, entry in values["metrics"].items():
+                low, high = entry["ci95"] or ("", "")
+                row |= {
+                    key: entry["value"],
+                    f"{key}_low": low,
+                    f"{key}_high": high,
+                    f"{key}_protocol": entry["protocol"],
+                }
+            writer.writerow(row)
+    return text.getvalue()
+
+
+def write_tables(task_folder: Path) -> None:
+    """Write table.md, table.csv and a picture per table anew from all finished runs; safe beside other runs' writing."""
+    with FileLock(task_folder / ".table.lock"):
+        sections = read_sections(task_folder)
+        (task_folder / "table.md").write_text("\n".join(map(to_markdown, sections)))
+        (task_folder / "table.csv").write_text(to_csv(sections))
+        for section in sections:
+            data = section.rows[0][1]["data"]
+            grid = [("source", task_folder / "data" / data["source"])]
+            grid += [(label, task_folder / values["folder"] / "images") for label, values in section.rows]
+            if data["counterpart"]:
+                grid.append(("true counterpart", task_folder / "data" / data["counterpart"]))
+            draw_grid(grid).save(task_folder / section.picture)
+
+
+def print_tables(task_folder: Path, digests: Collection[str]) -> None:
+    """Print the tables of some data to the terminal."""
+    console = Console()
+    console = console if console.is_terminal else Console(width=150)
+    for section in read_sections(task_folder):
+        if section.digest in digests:
+            console.print(to_rich(section))
+            console.print(f"{task_folder}/table.md, table.csv, {section.picture}", highlight=False)
