@@ -40,9 +40,8 @@ def telling_mistakes(config_dir: str) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error, sys.argv[1:], config_dir))
     except OSError as error:
-        fail(
-            f"{error.filename or error}: {error.strerror}; finished images are kept, paths.outputs=DIR writes elsewhere"
-        )
+        place = error.filename or "writing"
+        fail(f"{place}: {error.strerror}; finished images are kept, paths.outputs=DIR writes elsewhere")
     except KeyboardInterrupt:
         fail("stopped; finished images are kept, and the same command goes on from there", code=130)
 

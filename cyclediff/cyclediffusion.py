@@ -93,12 +93,11 @@ def cyclediffusion(
     """
     xs = xt = _draw_start(x0, source, timesteps, noise, start)
     steps = zip(transitions(source.alpha_bar, timesteps), transitions(target.alpha_bar, timesteps), strict=True)
-    for (t, *source_levels), (_, *target_levels) in steps:
+    for (t, ab_s, ab_s_prev), (_, ab_t, ab_t_prev) in steps:
+        z = 0.0
         if t != timesteps[-1]:
-            xs, z = _encode_step(xs, x0, source, t, *source_levels, eta, noise.randn_like(x0))
-            xt = _decode_step(xt, z, target, t, *target_levels, eta)
-        else:
-            xt = _decode_step(xt, 0.0, target, t, *target_levels, eta)
+            xs, z = _encode_step(xs, x0, source, t, ab_s, ab_s_prev, eta, noise.randn_like(x0))
+        xt = _decode_step(xt, z, target, t, ab_t, ab_t_prev, eta)
     return xt
 
 
@@ -108,9 +107,9 @@ def encode(
     """DPM-Encoder (Algorithm 1): the code (x_T, z_{T-1}, …, z_1) of x0, (n, len(timesteps), c, h, w)."""
     xt = _draw_start(x0, source, timesteps, noise, start)
     code = [xt]
-    for t, *levels in transitions(source.alpha_bar, timesteps):
+    for t, alpha_bar, alpha_bar_prev in transitions(source.alpha_bar, timesteps):
         if t != timesteps[-1]:
-            xt, z = _encode_step(xt, x0, source, t, *levels, eta, noise.randn_like(x0))
+            xt, z = _encode_step(xt, x0, source, t, alpha_bar, alpha_bar_prev, eta, noise.randn_like(x0))
             code.append(z)
     return torch.stack(code, dim=1)
 
@@ -118,17 +117,17 @@ def encode(
 def decode(code: Tensor, target: Denoiser, timesteps: Tensor, eta: float) -> Tensor:
     """Run the sampler of `target` with a code (n, len(timesteps), c, h, w) in place of its noise (Algorithm 2)."""
     xt, *zs = code.unbind(dim=1)
-    for (t, *levels), z in zip(transitions(target.alpha_bar, timesteps), [*zs, 0.0], strict=True):
-        xt = _decode_step(xt, z, target, t, *levels, eta)
+    for (t, alpha_bar, alpha_bar_prev), z in zip(transitions(target.alpha_bar, timesteps), [*zs, 0.0], strict=True):
+        xt = _decode_step(xt, z, target, t, alpha_bar, alpha_bar_prev, eta)
     return xt
 
 
 def refine(x: Tensor, target: Denoiser, timesteps: Tensor, noise: NoiseSource, start: int | None = None) -> Tensor:
     """Noise a translation a little and denoise it with the target model at eta 1 (appendix: SDEdit as a last touch)."""
     x = _draw_start(x, target, timesteps, noise, start)
-    for t, *levels in transitions(target.alpha_bar, timesteps):
+    for t, alpha_bar, alpha_bar_prev in transitions(target.alpha_bar, timesteps):
         z = noise.randn_like(x) if t != timesteps[-1] else 0.0
-        x = _decode_step(x, z, target, t, *levels, eta=1.0)
+        x = _decode_step(x, z, target, t, alpha_bar, alpha_bar_prev, eta=1.0)
     return x
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -53,9 +54,10 @@ def translate(
             began, meter = time.perf_counter(), Meter(progress.step)
             denoisers = {side: meter.wrap(model.condition()) for side, model in models.items()}
             image = from_uint8(read_batch([source.path / f"{i}.png" for i in ids])).to(device)
+            source_denoiser: Any = denoisers.get("source")  # None where the method does not use it
             x0 = models["target"].encode(image)
             try:
-                out = method(x0, denoisers.get("source"), denoisers["target"], Noise(seed, ids, device=noise_device))
+                out = method(x0, source_denoiser, denoisers["target"], Noise(seed, ids, device=noise_device))
             except ValueError as error:
                 raise UserError(str(error)) from error
             if not out.isfinite().all():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 HUES = 3
 SCALARS = 7
+DOMAIN = SCALARS + 2 * HUES  # the output that is positive for a dog
 DEGRADATIONS = 4
 
 
@@ -34,7 +35,7 @@ class PetsJudge(nn.Module):
             for i, o in pairwise(widths)
         ]  # fmt: skip
         self.body = nn.Sequential(*stages, nn.Flatten(), nn.Linear(96 * 4 * 4, self.features))
-        self.head = nn.Sequential(nn.SiLU(), nn.Linear(self.features, SCALARS + 2 * HUES + 1 + DEGRADATIONS))
+        self.head = nn.Sequential(nn.SiLU(), nn.Linear(self.features, DOMAIN + 1 + DEGRADATIONS))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 3, 64, 64) in [-1, 1] → features (n, 64), outputs (n, 18)."""
@@ -68,7 +69,7 @@ def factor_error(a: Tensor, b: Tensor) -> Tensor:
     unrelated images differ by 0.4 on average.
     """
     scalars = (a[:, :SCALARS] - b[:, :SCALARS]).abs().clamp(max=2) / 2
-    hue_a, hue_b = (x[:, SCALARS : SCALARS + 2 * HUES].unflatten(1, (HUES, 2)) for x in (a, b))
+    hue_a, hue_b = (x[:, SCALARS:DOMAIN].unflatten(1, (HUES, 2)) for x in (a, b))
     turn = torch.atan2(hue_a[..., 1], hue_a[..., 0]) - torch.atan2(hue_b[..., 1], hue_b[..., 0])
     hues = torch.atan2(turn.sin(), turn.cos()).abs() / torch.pi
     return torch.cat([scalars, hues], dim=1).mean(1)

@@ -175,7 +175,7 @@ def to_csv(sections: list[Section]) -> str:
 
 
 def write_tables(task_folder: Path) -> None:
-    """Write table.md, table.csv and a picture per table anew from all finished runs; safe beside other runs' writing."""
+    """Write table.md, table.csv and a picture per table anew from all finished runs; safe beside other writers."""
     with FileLock(task_folder / ".table.lock"):
         sections = read_sections(task_folder)
         (task_folder / "table.md").write_text("\n".join(map(to_markdown, sections)))

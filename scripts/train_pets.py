@@ -1,7 +1,8 @@
 """Train the embedded world's networks from seeds and write their weights and cards.
 
     python scripts/train_pets.py cat        one network; `cat` and `dog` run well side by side, one core each
-    python scripts/train_pets.py            all of them, one after another
+    python scripts/train_pets.py check      note on the cards how many samples the judge recognises
+    python scripts/train_pets.py            all of it, one after another
 
 An interrupted training continues from its last checkpoint in outputs/training.
 """
@@ -18,62 +19,83 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cyclediff.denoiser import blend_x0
-from cyclediff.models.pets import SIZE, X0_ERROR, PetsUNet
+from cyclediff.cyclediffusion import decode
+from cyclediff.images import to_uint8
+from cyclediff.models.pets import SIZE, PetsUNet, load
 from cyclediff.pets.render import FACTORS, SPECIES, render, sample_factors
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas
-from eval.features import PetsJudge
+from cyclediff.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
+from eval.features import DOMAIN, PetsJudge, load_pets_judge, observe
 
-FIRST_ERROR = 0.03  # blend_x0's error while the patch network learns alone
+BLIND_BELOW = 0.15
+SECOND_STEPS = 2600
 WEIGHTS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
 CHECKPOINTS = Path("outputs/training")
 SEEDS = {"cat": 11, "dog": 22, "judge": 33}  # of data, initialisation and noise; evaluation draws from other seeds
 
 
-DETAIL_FROM = 2 / 3  # of a diffusion network's steps: until then the patch network learns alone
-
-
 def diffusion_loss(
-    net: nn.Module, x0_error: float, x0: Tensor, alpha_bar: Tensor, generator: torch.Generator
+    net: nn.Module, x0: Tensor, alpha_bar: Tensor, generator: torch.Generator, blind_below: float = 0.0
 ) -> Tensor:
-    """Min-SNR-weighted error of x0 (arXiv 2303.09556, section 3.4, gamma 5) at stratified timesteps."""
+    """Min-SNR-weighted error of x0 (arXiv 2303.09556, section 3.4, gamma 5) at stratified timesteps.
+
+    Where the noise level sigma = sqrt(1 / alpha_bar - 1) is under `blind_below`, the image gets a random amount between
+    the two: a sampler's states hold their own errors besides the nominal noise, and a network that trusts them would
+    leave those in the image (exposure bias, arXiv 2301.11706).
+    """
     n, num_train = x0.shape[0], alpha_bar.shape[0]
     u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
     t = (u * num_train).long()
     ab = alpha_bar[t][:, None, None, None]
-    xt = ab.sqrt().float() * x0 + (1 - ab).sqrt().float() * torch.randn(x0.shape, generator=generator)
-    x0_hat = blend_x0(xt, net(xt, t), ab, x0_error)
+    sigma = (1 / ab - 1).sqrt()
+    if blind_below:
+        sigma = sigma + torch.rand(n, 1, 1, 1, generator=generator) * (blind_below - sigma).clamp(min=0)
+    xt = ab.sqrt().float() * (x0 + sigma.float() * torch.randn(x0.shape, generator=generator))
     weight = (ab / (1 - ab)).clamp(max=5).float()
-    return (weight * (x0_hat - x0) ** 2).mean()
+    return (weight * (net(xt, t) - x0) ** 2).mean()
 
 
-def train_diffusion(species: str, steps: int, images: int = 20_000, batch: int = 32, lr: float = 4e-4) -> None:
-    """Train one unconditional DDPM on rendered animals of one species."""
+def train_diffusion(species: str, images: int = 20_000, batch: int = 32) -> None:
+    """Train one unconditional DDPM on rendered animals of one species: the patch network, then all of it."""
     generator = torch.Generator().manual_seed(SEEDS[species])
     data = render_all(sample_factors(images, generator), species)
-    torch.manual_seed(SEEDS[species])
-    net = PetsUNet()
     alpha_bar = alpha_bar_from_betas(linear_betas())
 
-    def loss(step: int) -> Tensor:
-        rows = torch.randint(images, (batch,), generator=generator)
-        part, error = (net.coarse, FIRST_ERROR) if step < DETAIL_FROM * steps else (net, X0_ERROR)
-        return diffusion_loss(part, error, data[rows].float() / 127.5 - 1, alpha_bar, generator)
+    def some() -> Tensor:
+        return data[torch.randint(images, (batch,), generator=generator)].float() / 127.5 - 1
 
-    groups = [
-        {"params": list(net.coarse.parameters()), "lr": lr},
-        {"params": list(net.detail.parameters()), "lr": 5 * lr},
-    ]
-    ema, record = optimise(species, net, loss, steps, groups, generator)
-    write_weights(species, ema, {"parameterisation": "x0", "x0_error": X0_ERROR, "images": images, **record})
+    torch.manual_seed(SEEDS[species])
+    net = PetsUNet()
+    groups = [{"params": net.coarse.parameters(), "lr": 4e-4}]
+    coarse, first = optimise(
+        f"{species}_coarse",
+        net.coarse,
+        lambda: diffusion_loss(net.coarse, some(), alpha_bar, generator),
+        5000,
+        groups,
+        generator,
+        cycle=7500,
+    )
+    net.coarse.load_state_dict(coarse.state_dict())
+    groups = [{"params": net.coarse.parameters(), "lr": 2e-4}, {"params": net.detail.parameters(), "lr": 1e-3}]
+    ema, second = optimise(
+        species,
+        net,
+        lambda: diffusion_loss(net, some(), alpha_bar, generator, BLIND_BELOW),
+        SECOND_STEPS,
+        groups,
+        generator,
+        cycle=SECOND_STEPS,
+    )
+    steps = {key: [first[key], second[key]] for key in ("steps", "seconds")}
+    write_weights(species, ema, {"parameterisation": "x0", "images": images, **steps, "loss": second["loss"]})
 
 
-def train_judge(steps: int, images: int = 12_000, batch: int = 64, lr: float = 1e-3) -> None:
+def train_judge(steps: int = 3000, images: int = 12_000, batch: int = 64, lr: float = 1e-3) -> None:
     """Train the observer of `eval.features` on pairs of counterparts, half of them degraded."""
     generator = torch.Generator().manual_seed(SEEDS["judge"])
     factors = sample_factors(images, generator)
@@ -82,7 +104,7 @@ def train_judge(steps: int, images: int = 12_000, batch: int = 64, lr: float = 1
     torch.manual_seed(SEEDS["judge"])
     judge = PetsJudge()
 
-    def loss(step: int) -> Tensor:
+    def loss() -> Tensor:
         rows = torch.randint(images, (batch,), generator=generator)
         dog = torch.randint(2, (batch,), generator=generator)
         image, other = (pairs[rows, which].float() / 127.5 - 1 for which in (dog, 1 - dog))
@@ -94,7 +116,7 @@ def train_judge(steps: int, images: int = 12_000, batch: int = 64, lr: float = 1
         return F.mse_loss(kept, targets[rows]) + 0.1 * domain_loss + F.mse_loss(degradation, strength)
 
     groups = [{"params": list(judge.parameters()), "lr": lr}]
-    ema, record = optimise("judge", judge, loss, steps, groups, generator)
+    ema, record = optimise("judge", judge, loss, steps, groups, generator, cycle=steps)
     write_weights("judge", ema, {"images": 2 * images, **record})
 
 
@@ -131,17 +153,22 @@ def render_all(factors: Tensor, species: str) -> Tensor:
 def optimise(
     name: str,
     net: nn.Module,
-    loss: Callable[[int], Tensor],
+    loss: Callable[[], Tensor],
     steps: int,
     groups: list[dict[str, Any]],
     generator: torch.Generator,
+    cycle: int,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """AdamW with warm-up, cosine decay and an exponential moving average; resumes. Returns (EMA network, record)."""
+    """AdamW with warm-up, half a cosine of `cycle` steps and an exponential moving average; resumes.
+
+    Returns:
+        The averaged network, and what goes on its card.
+    """
     ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.999))
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
     warm_up = min(300, steps // 10)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min((i + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * i / steps))
+        optimizer, lambda i: min((i + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * i / cycle))
     )
     parts = {"net": net, "ema": ema, "optimizer": optimizer, "scheduler": scheduler}
     checkpoint = CHECKPOINTS / f"pets_{name}.pt"
@@ -161,7 +188,7 @@ def optimise(
         bar = progress.add_task(name, total=steps, completed=start, loss=average)
         for step in range(start, steps):
             began = time.perf_counter()
-            value = loss(step)
+            value = loss()
             optimizer.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -192,22 +219,41 @@ def write_weights(name: str, net: nn.Module, card: dict) -> None:
     path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
 
 
+def check(species: str, count: int = 256, batch: int = 32) -> None:
+    """Note on a network's card which share of its unconditional samples the judge calls by their own name."""
+    denoiser = load(str(WEIGHTS / f"{species}.safetensors")).condition()
+    judge = load_pets_judge(WEIGHTS / "judge.safetensors")
+    timesteps, generator = spaced_timesteps(len(denoiser.alpha_bar), 100), torch.Generator().manual_seed(44)
+    right = 0
+    for _ in track(range(count // batch), f"samples of {species}"):
+        code = torch.randn(batch, len(timesteps), 3, SIZE, SIZE, generator=generator)
+        with torch.no_grad():
+            outputs = observe(judge, to_uint8(decode(code, denoiser, timesteps, eta=1.0)))[1]
+        right += ((outputs[:, DOMAIN] > 0) == (species == "dog")).sum().item()
+    path = WEIGHTS / f"{species}.json"
+    card = json.loads(path.read_text()) | {"own_species": right / count, "own_species_of": count}
+    path.write_text(json.dumps(card, indent=2) + "\n")
+    print(f"{species}: the judge recognises {right} of {count} unconditional samples")
+
+
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help=f"which networks to train: {', '.join(SEEDS)} (default: all)")
-    parser.add_argument("--steps", type=int, default=7500, help="training steps of a diffusion network")
-    parser.add_argument("--judge-steps", type=int, default=3000)
+    parts = [*SEEDS, "check"]
+    parser.add_argument("names", nargs="*", help=f"any of {', '.join(parts)}; default: all, in this order")
     arguments = parser.parse_args()
-    unknown = set(arguments.names) - set(SEEDS)
+    unknown = set(arguments.names) - set(parts)
     if unknown:
-        parser.error(f"there is no network named {', '.join(sorted(unknown))}; choose from {', '.join(SEEDS)}")
+        parser.error(f"there is no part named {', '.join(sorted(unknown))}; choose from {', '.join(parts)}")
     torch.set_num_threads(1)  # two trainings side by side on two cores are faster than one on both
-    for name in arguments.names or SEEDS:
+    for name in arguments.names or parts:
         if name == "judge":
-            train_judge(arguments.judge_steps)
+            train_judge()
+        elif name == "check":
+            for species in SPECIES:
+                check(species)
         else:
-            train_diffusion(name, arguments.steps)
+            train_diffusion(name)
 
 
 if __name__ == "__main__":

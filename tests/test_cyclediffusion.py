@@ -55,9 +55,10 @@ def test_streaming_is_encode_then_decode():
 
 @pytest.mark.parametrize("eta", [0.1, 1.0])
 def test_the_code_of_gaussian_data_has_the_variance_that_mathematics_says(eta):
-    """z = n + c (eps_true - E[eps_true | x_t]), so var z = 1 + c² var[eps_true | x_t] = 1 + c² ab s² / (ab s² + 1 - ab).
+    """z = n + c (eps_true - E[eps_true | x_t]), so var z = 1 + c² var[eps_true | x_t].
 
-    c follows from what a step does: moving eps by 1 moves x_{t-1} by c sigma.
+    That last variance is ab s² / (ab s² + 1 - ab) for data of variance s². c follows from what a step does: moving eps
+    by 1 moves x_{t-1} by c sigma.
     """
     timesteps, ids, s = spaced_timesteps(1000, 50), [str(i) for i in range(64)], 0.2
     x0 = 0.3 + s * Noise(8, ids).randn_like(torch.empty(64, 1, 16, 16, dtype=torch.float64))

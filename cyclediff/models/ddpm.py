@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
-from diffusers import UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
 RESNET = {"temb_proj": "time_emb_proj", "nin_shortcut": "conv_shortcut"}

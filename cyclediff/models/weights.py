@@ -22,6 +22,6 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) -
     faults = [f"{len(keys)} {what} (as {min(keys)})" for what, keys in wrong.items() if keys]
     if faults:
         raise UserError(
-            f"{origin} does not fit {type(network).__name__}: of its tensors {', '.join(faults)}; use the file for this network"
+            f"{origin} does not hold a {type(network).__name__}: {', '.join(faults)} tensors; choose its file"
         )
     network.load_state_dict({key: value.float() for key, value in state.items()})

@@ -70,49 +70,50 @@ def render(factors: Tensor, species: str, size: int = 64) -> Tensor:
 
 
 class _Canvas:
-    """Pixels painted so far, the factors, and pixel coordinates in the frame of image, body and head."""
+    """Pixels painted so far, the factors as (n, 1, 1), and pixel coordinates in the frames of image, body and head."""
 
-    def __init__(self, factors: Tensor, size: int):
-        for column, factor in enumerate(FACTORS):
-            setattr(self, factor.name, factors[:, column, None, None].float())
-        axis = (torch.arange(size) + 0.5) / size * 2 - 1
+    def __init__(self, factors: Tensor, resolution: int):
+        columns = (column[:, None, None].float() for column in factors.unbind(1))
+        self.x, self.y, self.size, self.tilt, *colours, self.gaze = columns
+        self.fur_hue, self.fur_lightness, self.wall_hue, self.wall_lightness, self.eye_hue = colours
+        axis = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
         self.v, self.u = torch.meshgrid(axis, axis, indexing="ij")
-        dx, dy = (self.u - self.x) / self.size, (self.v - self.y) / self.size  # type: ignore[attr-defined]
-        cos, sin = torch.cos(self.tilt), torch.sin(self.tilt)  # type: ignore[attr-defined]
+        dx, dy = (self.u - self.x) / self.size, (self.v - self.y) / self.size
+        cos, sin = torch.cos(self.tilt), torch.sin(self.tilt)
         self.body = (dx, dy)
         self.head = (cos * dx + sin * dy, cos * dy - sin * dx)
-        self.pixel = 2 / size / self.size  # type: ignore[attr-defined]
-        self.pixels = torch.zeros(factors.shape[0], 3, size, size)
+        self.pixel = 2 / resolution / self.size
+        self.pixels = torch.zeros(factors.shape[0], 3, resolution, resolution)
 
     def paint(self, distance: Tensor, colour: Tensor, opacity: float = 1.0) -> None:
         """Lay `colour` over the pixels whose signed `distance` (in head units) to a shape is negative."""
         alpha = (0.5 - distance / self.pixel).clamp(0, 1)[:, None] * opacity
         self.pixels = self.pixels + (colour - self.pixels) * alpha
 
-    def fur(self, lighter: float = 0.0, chroma: float = 1.0) -> Tensor:
-        return _oklch(0.56 + 0.26 * self.fur_lightness + lighter, 0.085 * chroma, self.fur_hue)  # type: ignore[attr-defined]
+    def fur(self, lighter: Tensor | float = 0.0, chroma: float = 1.0) -> Tensor:
+        """The animal's colour, lighter by a little or with a share of its chroma."""
+        return _oklch(0.56 + 0.26 * self.fur_lightness + lighter, 0.085 * chroma, self.fur_hue)
 
 
-def _background(c) -> None:
-    base = 0.52 + 0.32 * c.background_lightness
-    wall = _oklch(base - 0.05 * c.v, 0.055, c.background_hue)
-    c.pixels = wall.expand_as(c.pixels).clone()
+def _background(c: _Canvas) -> None:
+    base = 0.52 + 0.32 * c.wall_lightness
+    c.pixels = _oklch(base - 0.05 * c.v, 0.055, c.wall_hue).expand_as(c.pixels)
     medallion = torch.hypot(c.u, c.v + 0.05) - 0.86
     alpha = (0.5 - medallion * c.u.shape[-1] / 2).clamp(0, 1)
-    c.pixels = c.pixels + (_oklch(base + 0.06, 0.05, c.background_hue) - c.pixels) * alpha
+    c.pixels = c.pixels + (_oklch(base + 0.06, 0.05, c.wall_hue) - c.pixels) * alpha
 
 
-def _shoulders(c) -> None:
+def _shoulders(c: _Canvas) -> None:
     body = _ellipse(c.body, (0, 1.12), (0.56, 0.72))
     c.paint(body, c.fur(-0.07))
     c.paint(_ellipse(c.body, (0, 1.25), (0.28, 0.62)), c.fur(0.09, 0.5))
     collar = torch.maximum(body, (torch.hypot(c.body[0], c.body[1] + 0.35) - 0.98).abs() - 0.055)
-    c.paint(collar, _oklch(torch.tensor(0.58), 0.13, c.eye_hue))
-    c.paint(_ellipse(c.body, (0, 0.69), (0.075, 0.075)), _oklch(torch.tensor(0.84), 0.13, torch.tensor(0.25)))
+    c.paint(collar, _colour(0.58, 0.13, c.eye_hue))
+    c.paint(_ellipse(c.body, (0, 0.69), (0.075, 0.075)), _colour(0.84, 0.13, 0.25))
 
 
-def _cat(c) -> None:
-    pink = _oklch(torch.tensor(0.74), 0.10, torch.tensor(0.03))
+def _cat(c: _Canvas) -> None:
+    pink = _colour(0.74, 0.10, 0.03)
     for side in (-1, 1):
         outer = [(side * 0.49, -0.70), (side * 0.54, -0.10), (side * 0.08, -0.42)]
         inner = [(side * 0.45, -0.56), (side * 0.46, -0.26), (side * 0.20, -0.40)]
@@ -129,16 +130,16 @@ def _cat(c) -> None:
     muzzle = torch.minimum(*(_ellipse(c.head, (s * 0.10, 0.25), (0.145, 0.125)) for s in (-1, 1)))
     c.paint(muzzle, c.fur(0.13, 0.4))
     _eyes(c, pupil=(0.045, 0.105))
-    ink = _oklch(torch.tensor(0.30), 0.03, torch.tensor(0.08))
+    ink = _colour(0.30, 0.03, 0.08)
     for side in (-1, 1):
         c.paint(_arc(c.head, (side * 0.068, 0.245), 0.068, 0.014), ink)
         for tilt in (-0.03, 0.06):
             start, end = (side * 0.20, 0.25 + tilt * 0.5), (side * 0.66, 0.24 + tilt * 2.2)
-            c.paint(_capsule(c.head, start, end, 0.009), _oklch(torch.tensor(0.97), 0.0, torch.tensor(0.0)), 0.85)
+            c.paint(_capsule(c.head, start, end, 0.009), _colour(0.97, 0.0, 0.0), 0.85)
     c.paint(_triangle(c.head, [(-0.055, 0.150), (0.055, 0.150), (0.0, 0.205)]) - 0.025, pink)
 
 
-def _dog(c) -> None:
+def _dog(c: _Canvas) -> None:
     head = _smooth_union(_ellipse(c.head, (0, -0.06), (0.46, 0.44)), _ellipse(c.head, (0, 0.22), (0.36, 0.30)), 0.12)
     c.paint(head, _shaded(c))
     c.paint(_ellipse(c.head, (0, -0.26), (0.085, 0.26)), c.fur(0.13, 0.4))
@@ -151,19 +152,19 @@ def _dog(c) -> None:
         )
         c.paint(ear, c.fur(-0.16))
     c.paint(_ellipse(c.head, (0, 0.25), (0.265, 0.215)), c.fur(0.13, 0.4))
-    c.paint(_capsule(c.head, (0, 0.36), (0, 0.49), 0.078), _oklch(torch.tensor(0.66), 0.14, torch.tensor(0.05)))
+    c.paint(_capsule(c.head, (0, 0.36), (0, 0.49), 0.078), _colour(0.66, 0.14, 0.05))
     _eyes(c, pupil=(0.075, 0.082))
-    ink = _oklch(torch.tensor(0.27), 0.02, torch.tensor(0.08))
+    ink = _colour(0.27, 0.02, 0.08)
     for side in (-1, 1):
         c.paint(_arc(c.head, (side * 0.085, 0.28), 0.085, 0.017), ink)
     c.paint(_capsule(c.head, (0, 0.18), (0, 0.28), 0.017), ink)
     c.paint(_ellipse(c.head, (0, 0.145), (0.118, 0.085)), ink)
-    c.paint(_ellipse(c.head, (-0.035, 0.115), (0.035, 0.020)), _oklch(torch.tensor(0.80), 0.0, torch.tensor(0.0)))
+    c.paint(_ellipse(c.head, (-0.035, 0.115), (0.035, 0.020)), _colour(0.80, 0.0, 0.0))
 
 
-def _eyes(c, pupil: tuple[float, float]) -> None:
-    white = _oklch(torch.tensor(0.98), 0.0, torch.tensor(0.0))
-    ink = _oklch(torch.tensor(0.22), 0.02, torch.tensor(0.08))
+def _eyes(c: _Canvas, pupil: tuple[float, float]) -> None:
+    white = _colour(0.98, 0.0, 0.0)
+    ink = _colour(0.22, 0.02, 0.08)
     shift = 0.062 * c.gaze
     for side in (-1, 1):
         at = (c.head[0] - side * 0.215, c.head[1] + 0.03)
@@ -172,33 +173,31 @@ def _eyes(c, pupil: tuple[float, float]) -> None:
         c.paint(rim, ink)
         c.paint(_ellipse(at, (0, 0), (0.140, 0.145)), white)
         iris = torch.maximum(_ellipse(gazed, (0, 0), (0.112, 0.118)), rim + 0.02)
-        c.paint(iris, _oklch(torch.tensor(0.66), 0.14, c.eye_hue))
+        c.paint(iris, _colour(0.66, 0.14, c.eye_hue))
         c.paint(torch.maximum(_ellipse(gazed, (0, 0), pupil), rim + 0.02), ink)
         c.paint(_ellipse(gazed, (-0.042, -0.050), (0.034, 0.034)), white)
 
 
-def _shaded(c) -> Tensor:
+def _shaded(c: _Canvas) -> Tensor:
     """Fur that is lit from above."""
     return c.fur(-0.07 * c.head[1])
 
 
+def _colour(lightness: float, chroma: float, hue: Tensor | float) -> Tensor:
+    return _oklch(torch.full((1, 1, 1), lightness), chroma, torch.as_tensor(hue).reshape(-1, 1, 1))
+
+
 def _oklch(lightness: Tensor, chroma: float, hue: Tensor) -> Tensor:
-    """OKLCH (hue in turns) → sRGB in [0, 1] with a channel axis: (n, 3, h, w) (Ottosson 2020, matrices M1, M2)."""
-    lightness, hue = torch.broadcast_tensors(lightness, hue)
+    """OKLCH (n, h, w) with hue in turns → sRGB in [0, 1] (n, 3, h, w) (Ottosson 2020, the inverses of M2 and M1)."""
     a, b = chroma * torch.cos(2 * math.pi * hue), chroma * torch.sin(2 * math.pi * hue)
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
     medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
     short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
-    linear = torch.stack(
-        (
-            4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short,
-            -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
-            -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
-        ),
-        dim=-3 if lightness.dim() >= 2 else 0,
-    ).clamp(0, 1)
-    srgb = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=1e-8) ** (1 / 2.4) - 0.055)
-    return srgb if lightness.dim() >= 2 else srgb[:, None, None]
+    red = 4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short
+    green = -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short
+    blue = -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short
+    linear = torch.stack(torch.broadcast_tensors(red, green, blue), dim=-3).clamp(0, 1)
+    return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=1e-8) ** (1 / 2.4) - 0.055)
 
 
 Point = tuple[float, float]

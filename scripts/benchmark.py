@@ -1,0 +1,131 @@
+"""What the project promises about its speed, measured here and now: `make bench`.
+
+Times are wall clock on this machine; nothing else should run on it.
+"""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+
+
+def timed(*arguments: str) -> tuple[float, float, str]:
+    """Run run.py; returns (seconds, peak memory in GiB, output)."""
+    before = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    output = process.stdout.read() if process.stdout else ""
+    _, _, usage = os.wait4(process.pid, 0)
+    return time.perf_counter() - before, usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20), output
+
+
+def rows_of_runs(table: Table) -> None:
+    """The program as a whole: the default experiment, a finished one, help and a mistake."""
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, memory, output = timed(f"paths.outputs={folder}")
+        print(output)
+        table.add_row("python run.py (64 cats, 3 methods)", f"{seconds:.0f} s", "≤ 180 s on 2 cores")
+        table.add_row("  peak memory", f"{memory:.2f} GiB", "≤ 2 GiB")
+        for share, method in network_shares(Path(folder)):
+            table.add_row(f"  inside the networks, {method}", f"{share:.1%}", "≥ 90 %")
+        table.add_row("the same again, finished", f"{timed(f'paths.outputs={folder}')[0]:.1f} s", "≤ 5 s")
+    table.add_row("python run.py --help", f"{timed('--help')[0]:.1f} s", "≤ 2 s")
+    table.add_row("a misspelt key", f"{timed('metod=x')[0]:.1f} s", "≤ 2 s")
+
+
+def network_shares(outputs: Path) -> list[tuple[float, str]]:
+    """Share of each translation's wall time that was spent in networks, from the record."""
+    import json
+
+    records = [json.loads(path.read_bytes()) for path in sorted(outputs.glob("*/*/run.json"))]
+    return [(record["network_share"], record["identity"]["method"]["name"]) for record in records]
+
+
+def rows_of_memory(table: Table) -> None:
+    """Streaming CycleDiffusion against the form that keeps the code, each in a process of its own."""
+    for form in ("streaming", "encode + decode"):
+        for steps in (50, 500):
+            code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import benchmark as b; "
+            code += f"b.translate_once({steps}, {form == 'streaming'})"
+            grown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+            promise = "independent of T" if form == "streaming" else "grows with T"
+            table.add_row(f"CycleDiffusion, {form}, T = {steps}: memory added", f"{float(grown):.0f} MiB", promise)
+
+
+def translate_once(steps: int, streaming: bool) -> None:
+    """Translate 4 images at 256×256 with a trivial network, and print how much the peak memory grew."""
+    import torch
+
+    from cyclediff.cyclediffusion import cyclediffusion, decode, encode
+    from cyclediff.denoiser import EpsDenoiser
+    from cyclediff.noise import Noise
+    from cyclediff.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
+
+    denoiser = EpsDenoiser(lambda xt, t: 0.5 * xt, alpha_bar_from_betas(linear_betas()))
+    x0, ids = torch.zeros(4, 3, 256, 256), list("abcd")
+    cyclediffusion(x0, denoiser, denoiser, spaced_timesteps(1000, 5), 0.1, Noise(1, ids))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    timesteps = spaced_timesteps(1000, steps)
+    if streaming:
+        cyclediffusion(x0, denoiser, denoiser, timesteps, 0.1, Noise(1, ids))
+    else:
+        decode(encode(x0, denoiser, timesteps, 0.1, Noise(1, ids)), denoiser, timesteps, 0.1)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+
+
+def rows_of_invariance(table: Table) -> None:
+    """Do batch size and order change a result of the shipped networks?"""
+    import torch
+
+    from cyclediff.cyclediffusion import CycleDiffusion
+    from cyclediff.models.pets import load
+    from cyclediff.noise import Noise
+    from cyclediff.pets.render import render, sample_factors
+
+    weights = ROOT / "cyclediff" / "pets" / "weights"
+    source, target = (load(str(weights / f"{name}.safetensors")).condition() for name in ("cat", "dog"))
+    x0 = render(sample_factors(16, torch.Generator().manual_seed(1)), "cat")
+    method, ids = CycleDiffusion(T=100, T_es=85, eta=0.1, refine_steps=10), [str(i) for i in range(16)]
+
+    def translate(order: Any) -> torch.Tensor:
+        with torch.no_grad():
+            parts = [method(x0[rows], source, target, Noise(1, [ids[i] for i in rows])) for rows in order]
+        out = torch.empty_like(x0)
+        out[[i for rows in order for i in rows]] = torch.cat(parts)
+        return out
+
+    whole = translate([list(range(16))])
+    for name, order in {
+        "batch size 1": [[i] for i in range(16)],
+        "reverse order": [list(range(15, -1, -1))],
+        "split 5 + 11": [[3, 1, 4, 0, 5], [2, *range(6, 16)]],
+    }.items():
+        difference = (translate(order) - whole).abs().max().item()
+        table.add_row(f"CycleDiffusion, batch of 16 against {name}", f"{difference:.1e}", "≤ 1e-4")
+
+
+def main() -> None:
+    """Measure and print."""
+    import torch
+
+    title = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    table = Table("what", "measured", "promised", title=title)
+    rows_of_runs(table)
+    rows_of_memory(table)
+    rows_of_invariance(table)
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()

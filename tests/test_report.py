@@ -1,0 +1,98 @@
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eval.grid import GAP, LABEL, TILE, draw_grid
+from eval.report import read_sections, to_csv, to_markdown, write_tables
+
+
+def make_run(
+    task: Path, method: str, *, fid=20.0, kid=0.004, data="d1", protocol="fid/x", status="finished", **settings
+):
+    identity = {"task": "t", "protocol": "pets/1", "method": {"name": method, **settings}, "seed": 1}
+    folder = task / f"{method}-{data}-{len(list(task.iterdir()))}"
+    (folder / "images").mkdir(parents=True)
+    source = task / "data" / f"photos-{data}"
+    source.mkdir(parents=True, exist_ok=True)
+    for place in (source, folder / "images"):
+        for stem in ("a", "b"):
+            Image.new("RGB", (8, 8), "red").save(place / f"{stem}.png")
+    costs = {"network_evaluations_per_image": 50, "seconds_per_image": 0.5, "images_per_second": 2.0}
+    about = {"name": "photos", "digest": data, "n": 2, "source": source.name, "counterpart": None}
+    run = {"identity": identity, "status": status, "embedded": True, "data": about, **costs}
+    (folder / "run.json").write_text(json.dumps(run))
+    metrics = {
+        "fid": {"value": fid, "ci95": None, "protocol": protocol},
+        "kid": {"value": kid, "ci95": None, "protocol": "kid/x"},
+        "psnr": {"value": 18.0, "ci95": [17.5, 18.5], "protocol": "psnr/x"},
+    }
+    (folder / "metrics.json").write_text(json.dumps({"schema": 1, "metrics": metrics}))
+    return folder
+
+
+@pytest.fixture
+def task(tmp_path):
+    (tmp_path / "t").mkdir()
+    return tmp_path / "t"
+
+
+def test_units_and_intervals_are_shown(task):
+    make_run(task, "m")
+    text = to_markdown(read_sections(task)[0])
+    assert "KID×10³ ↓" in text
+    assert "| m | 20.00 | 4.00 | 18.00 ±0.50 | 50 | 0.50 | 2.00 |" in text
+    assert "Embedded world" in text
+    assert "kid/x" in text
+
+
+def test_other_images_or_protocols_get_their_own_table(task):
+    make_run(task, "m")
+    make_run(task, "n")
+    make_run(task, "m", data="d2")
+    make_run(task, "m", protocol="fid/y")
+    sections = read_sections(task)
+    assert sorted(len(section.rows) for section in sections) == [1, 1, 2]
+
+
+def test_unfinished_runs_are_not_shown(task):
+    make_run(task, "m", status="running")
+    assert read_sections(task) == []
+
+
+def test_runs_of_one_method_are_told_apart_by_what_differs(task):
+    make_run(task, "m", eta=0.1, T=10)
+    make_run(task, "m", eta=1.0, T=10)
+    make_run(task, "n", eta=1.0)
+    assert [label for label, _ in read_sections(task)[0].rows] == ["m (eta=0.1)", "m (eta=1.0)", "n"]
+
+
+def test_a_missing_value_is_a_dash(task):
+    make_run(task, "m", fid=None)
+    make_run(task, "n")
+    assert "| m | – |" in to_markdown(read_sections(task)[0])
+
+
+def test_csv_holds_raw_values(task):
+    make_run(task, "m")
+    (row,) = csv.DictReader(io.StringIO(to_csv(read_sections(task))))
+    assert (row["kid"], row["psnr_low"], row["fid_protocol"]) == ("0.004", "17.5", "fid/x")
+
+
+def test_tables_and_picture_are_written(task):
+    make_run(task, "m")
+    write_tables(task)
+    assert "grid-d1.png" in (task / "table.md").read_text()
+    with Image.open(task / "grid-d1.png") as image:
+        assert image.size == (LABEL + 2 * (TILE + GAP) + GAP, 2 * (TILE + GAP) + GAP)
+        assert image.getpixel((LABEL + 5, GAP + 5)) == (255, 0, 0)
+
+
+def test_the_grid_takes_the_first_images(tmp_path):
+    for stem, colour in {"b": "blue", "a": "red", "c": "lime"}.items():
+        Image.new("RGB", (4, 4), colour).save(tmp_path / f"{stem}.png")
+    page = draw_grid([("x", tmp_path)], count=2)
+    assert [page.getpixel((LABEL + k * (TILE + GAP) + 9, 20)) for k in range(2)] == [(255, 0, 0), (0, 0, 255)]
