@@ -48,8 +48,10 @@ def make_cell(cfg: DictConfig) -> None:
             "counterpart": counterpart and counterpart.path.name,
         },
     }
-    if not run.start(OmegaConf.to_yaml(cfg, resolve=True), record, cfg.allow_code_change):
-        costs = translate(cfg, run, source)
+    if not run.is_finished(record, cfg.allow_code_change):
+        method = make_method(cfg)
+        run.start(OmegaConf.to_yaml(cfg, resolve=True), record)
+        costs = translate(cfg, method, run, source)
         run.finish(*score(cfg, run, source, counterpart, reference), costs)
 
     from eval.report import write_tables
@@ -83,11 +85,14 @@ def identity(cfg: DictConfig, source: Folder) -> dict[str, Any]:
     }
 
 
-def translate(cfg: DictConfig, run: results.Run, source: Folder) -> dict[str, Any]:
-    """Translate the sources; returns what it cost, and where."""
+def make_method(cfg: DictConfig) -> Any:
+    """The method with its settings checked."""
     settings: Any = OmegaConf.to_container(cfg.method, resolve=True)
-    method = cli.build(hydra.utils.get_class(settings.pop("_target_")), settings)
+    return cli.build(hydra.utils.get_class(settings.pop("_target_")), settings)
 
+
+def translate(cfg: DictConfig, method: Any, run: results.Run, source: Folder) -> dict[str, Any]:
+    """Translate the sources; returns what it cost, and where."""
     from cyclediff.translate import pick_device, summarise, translate
 
     device = pick_device(cfg.device)

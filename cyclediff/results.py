@@ -38,34 +38,36 @@ class Run:
         self.path = task_folder / f"{identity['method']['name']}-{digest}"
         self.images = self.path / "images"
 
-    def start(self, config: str, provenance: Mapping[str, Any], allow_code_change: bool) -> bool:
-        """Create the folder, or check that an earlier start of the same run may be continued.
-
-        Returns:
-            Whether the run is already finished.
+    def is_finished(self, provenance: Mapping[str, Any], allow_code_change: bool) -> bool:
+        """Whether there is nothing left to do; insists that what there is was made by the same code and weights.
 
         Raises:
-            UserError: if the run was started with other code or other weights.
+            UserError: if it was made by other code (and that is not allowed) or with other weights.
         """
         record = self.path / "run.json"
-        if record.exists():
-            earlier = json.loads(record.read_bytes())
-            if earlier["code"] != provenance["code"] and not allow_code_change:
+        if not record.exists():
+            return False
+        earlier = json.loads(record.read_bytes())
+        if earlier["checkpoints"] != provenance["checkpoints"]:
+            raise UserError(f"{self.path} was made with other weights; delete the folder, or put those weights back")
+        if provenance["code"] not in (earlier["code"], earlier.get("continued_by")):
+            if not allow_code_change:
                 raise UserError(
                     f"{self.path} was made by code {earlier['code']} (revision {earlier['revision']}), and the code is "
                     f"now {provenance['code']}; add allow_code_change=true to keep its images, or delete the folder"
                 )
-            if earlier["checkpoints"] != provenance["checkpoints"]:
-                raise UserError(
-                    f"{self.path} was made with other weights; delete the folder, or put those weights back"
-                )
+            self.write_json("run.json", {**earlier, "continued_by": provenance["code"]})
+        return earlier["status"] == "finished"
+
+    def start(self, config: str, provenance: Mapping[str, Any]) -> None:
+        """Create the folder and its record, or clean up after an earlier start that was cut off."""
+        if (self.path / "run.json").exists():
             for leftover in self.images.glob(".*.tmp"):
                 leftover.unlink()
-            return earlier["status"] == "finished"
+            return
         self.images.mkdir(parents=True, exist_ok=True)
         write_atomically(config.encode(), self.path / "config.yaml")
         self.write_json("run.json", {**provenance, "identity": self.identity, "status": "running", "start": now()})
-        return False
 
     def missing(self, ids: Iterable[str]) -> list[str]:
         """The ids whose image is not there yet."""

@@ -19,15 +19,18 @@ def test_the_folder_is_named_by_what_was_asked_for(tmp_path):
 
 def test_start_continue_finish(tmp_path):
     run = Run(tmp_path, IDENTITY)
-    assert not run.start("a: 1\n", RECORD, allow_code_change=False)
+    assert not run.is_finished(RECORD, allow_code_change=False)
+    assert not run.path.exists()
+    run.start("a: 1\n", RECORD)
     assert run.missing(["x", "y"]) == ["x", "y"]
     run.image("x").touch()
     (run.images / ".123.tmp").touch()
-    assert not run.start("a: 1\n", RECORD, allow_code_change=False)
+    assert not run.is_finished(RECORD, allow_code_change=False)
+    run.start("a: 2\n", RECORD)
     assert run.missing(["x", "y"]) == ["y"]
     assert [path.name for path in run.images.iterdir()] == ["x.png"]
     run.finish({"psnr": {"value": 1.0}}, [{"id": "x", "psnr": 1.0}], {"seconds_per_image": 0.5})
-    assert run.start("a: 1\n", RECORD, allow_code_change=False)
+    assert run.is_finished(RECORD, allow_code_change=False)
     assert (run.path / "config.yaml").read_text() == "a: 1\n"
     record = json.loads((run.path / "run.json").read_bytes())
     assert (record["status"], record["seconds_per_image"], record["identity"]) == ("finished", 0.5, IDENTITY)
@@ -37,20 +40,23 @@ def test_start_continue_finish(tmp_path):
 
 def test_other_code_or_weights_are_refused(tmp_path):
     run = Run(tmp_path, IDENTITY)
-    run.start("", RECORD, allow_code_change=False)
+    run.start("", RECORD)
+    other = {**RECORD, "code": "0ther"}
     with pytest.raises(UserError, match="allow_code_change=true"):
-        run.start("", {**RECORD, "code": "0ther"}, allow_code_change=False)
-    run.start("", {**RECORD, "code": "0ther"}, allow_code_change=True)
+        run.is_finished(other, allow_code_change=False)
+    run.is_finished(other, allow_code_change=True)
+    run.is_finished(other, allow_code_change=False)  # once allowed, recorded, and not asked again
+    assert json.loads((run.path / "run.json").read_bytes())["continued_by"] == "0ther"
     with pytest.raises(UserError, match="other weights"):
-        run.start("", {**RECORD, "checkpoints": {"target": "xyz"}}, allow_code_change=False)
+        run.is_finished({**RECORD, "checkpoints": {"target": "xyz"}}, allow_code_change=True)
 
 
 def test_costs_survive_a_kill_in_mid_line(tmp_path):
     run = Run(tmp_path, IDENTITY)
-    run.start("", RECORD, allow_code_change=False)
+    run.start("", RECORD)
     run.log_batch(["a"], seconds=1.0)
     with (run.path / "progress.jsonl").open("a") as file:
-        file.write('{"ids": ["b"], "sec')
+        file.write('\n{"ids": ["b"], "sec')
     assert run.batches() == [{"ids": ["a"], "seconds": 1.0}]
     run.log_batch(["b"], seconds=3.0)
     run.log_batch(["a"], seconds=2.0)  # done again

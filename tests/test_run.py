@@ -110,6 +110,7 @@ def test_photos(tmp_path, photos):
         (["sdedit"], "KEY=VALUE"),
         (["batch_size=0"], "batch_size must be a whole number of at least 1; got 0"),
         (["batch_size=many"], "got many"),
+        (["device=warp", "method=sdedit"], "device warp is not available here"),
         (["data.limit=0"], "at least 1"),
         (["data.source=nowhere"], "nowhere does not exist"),
         (["method=cyclediffusion", "method.eta=0"], "eta > 0"),
