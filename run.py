@@ -28,13 +28,13 @@ def run_cell(cfg: DictConfig) -> None:
 
 def make_cell(cfg: DictConfig) -> None:
     """Translate and score what is not yet done of one cell, and refresh its task's table."""
-    for key, least in {"batch_size": 1, "seed": 0}.items():
+    for key, least in {"batch_size": 1, "seed": 0, "task.reference_count": 2}.items():
         cli.check_number(cfg, key, least)
     if cfg.data.limit is not None or cfg.data.source == PETS:
         cli.check_number(cfg, "data.limit", 1)
     task_folder = Path(cfg.paths.outputs) / cfg.task.name
     source, counterpart, reference = prepare(cfg, task_folder / "data")
-    run = results.Run(task_folder, identity(cfg, source))
+    run = results.Run(task_folder, identity(cfg, source, reference))
     record = results.provenance() | {
         "embedded": cfg.task.embedded,
         "checkpoints": {
@@ -63,16 +63,20 @@ def make_cell(cfg: DictConfig) -> None:
 def prepare(cfg: DictConfig, cache: Path) -> tuple[Folder, Folder | None, Folder]:
     """Source, true translations (embedded sources have them) and reference, as folders of PNGs."""
     task, protocol = cfg.task, cfg.task.protocol
-    reference = prepare_pets(task.target_species, "reference", task.reference_count, protocol.size, cache)
-    if cfg.data.source != PETS:
-        photos = prepare_photos(Path(cfg.data.source), cfg.data.limit, protocol.size, protocol.resize, cache)
-        return photos, None, reference
-    pets = (task.source_species, task.target_species)
-    source, counterpart = (prepare_pets(species, "source", cfg.data.limit, protocol.size, cache) for species in pets)
-    return source, counterpart, reference
+    if cfg.data.source == PETS:
+        pets = (task.source_species, task.target_species)
+        source, counterpart = (prepare_pets(kind, "source", cfg.data.limit, protocol.size, cache) for kind in pets)
+    else:
+        source = prepare_photos(Path(cfg.data.source), cfg.data.limit, protocol.size, protocol.resize, cache)
+        counterpart = None
+    return (
+        source,
+        counterpart,
+        prepare_pets(task.target_species, "reference", task.reference_count, protocol.size, cache),
+    )
 
 
-def identity(cfg: DictConfig, source: Folder) -> dict[str, Any]:
+def identity(cfg: DictConfig, source: Folder, reference: Folder) -> dict[str, Any]:
     """All that decides a run's images and numbers."""
     method: Any = OmegaConf.to_container(cfg.method, resolve=True)
     return {
@@ -81,7 +85,7 @@ def identity(cfg: DictConfig, source: Folder) -> dict[str, Any]:
         "method": {key: value for key, value in method.items() if key != "_target_"},
         "models": {side: Path(cfg.task[f"{side}_model"].path).stem for side in ("source", "target")},
         "seed": cfg.seed,
-        "data": {"digest": source.digest, "n": len(source.ids)},
+        "data": {"digest": source.digest, "n": len(source.ids), "reference": reference.digest},
     }
 
 

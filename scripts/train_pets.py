@@ -245,8 +245,9 @@ def main() -> None:
     unknown = set(arguments.names) - set(parts)
     if unknown:
         parser.error(f"there is no part named {', '.join(sorted(unknown))}; choose from {', '.join(parts)}")
-    torch.set_num_threads(1)  # two trainings side by side on two cores are faster than one on both
     for name in arguments.names or parts:
+        # two trainings side by side on two cores are faster than one on both
+        torch.set_num_threads(1 if name in SEEDS else os.cpu_count() or 1)
         if name == "judge":
             train_judge()
         elif name == "check":

@@ -24,6 +24,9 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, str(ROOT / "run.py"), *arguments]
 
 
+SMALL = "task.reference_count=8"  # rendering all 512 takes most of a test's time
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*/*/images/*.png"))}
 
@@ -72,7 +75,7 @@ def test_the_embedded_row(tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
-    arguments = ["method=sdedit", "data.limit=8", "batch_size=2", "method.T=200", "method.t0=150"]
+    arguments = [SMALL, "method=sdedit", "data.limit=8", "batch_size=2", "method.T=200", "method.t0=150"]
     process = subprocess.Popen(command(*arguments, f"paths.outputs={tmp_path / 'killed'}"), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while len(contents(tmp_path / "killed")) < 3 and time.monotonic() < deadline:
@@ -90,7 +93,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
 
 
 def test_photos(tmp_path, photos):
-    done = run("method=sdedit", f"data.source={photos}", f"paths.outputs={tmp_path / 'out'}")
+    done = run(SMALL, "method=sdedit", f"data.source={photos}", f"paths.outputs={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     folder = next((tmp_path / "out" / "pets_cat2dog").glob("sdedit-*"))
     assert sorted(path.stem for path in (folder / "images").iterdir()) == ["alpha", "grey", "rgb"]
@@ -121,7 +124,9 @@ def test_photos(tmp_path, photos):
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
 def test_a_mistake_gets_one_sentence_and_exit_code_2(arguments, told, tmp_path):
-    done = run(*arguments, *([] if "paths" in arguments[0] else [f"paths.outputs={tmp_path / 'out'}"]), cwd=tmp_path)
+    done = run(
+        SMALL, *arguments, *([] if "paths" in arguments[0] else [f"paths.outputs={tmp_path / 'out'}"]), cwd=tmp_path
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
@@ -131,7 +136,7 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(arguments, told, tmp_path):
 
 def test_a_corrupt_photo_is_named_before_anything_starts(tmp_path, photos):
     (photos / "bad.png").write_bytes(b"\x89PNG\r\n")
-    done = run(f"data.source={photos}", f"paths.outputs={tmp_path / 'out'}")
+    done = run(SMALL, f"data.source={photos}", f"paths.outputs={tmp_path / 'out'}")
     assert done.returncode == 2
     assert "bad.png is not a readable image" in done.stderr
     assert not list(tmp_path.glob("out/*/*/run.json"))
@@ -139,14 +144,14 @@ def test_a_corrupt_photo_is_named_before_anything_starts(tmp_path, photos):
 
 def test_two_photos_with_one_stem(tmp_path, photos):
     (photos / "rgb.png").write_bytes((photos / "grey.png").read_bytes())
-    done = run(f"data.source={photos}", f"paths.outputs={tmp_path / 'out'}")
+    done = run(SMALL, f"data.source={photos}", f"paths.outputs={tmp_path / 'out'}")
     assert done.returncode == 2
     assert "rgb.jpg and rgb.png" in done.stderr
 
 
 def test_a_full_disk_is_told_and_finished_images_stay(tmp_path):
     """A limit on the size of files stands in for a full disk: both make a write fail half-way."""
-    arguments = ["method=sdedit", "data.limit=2", "method.t0=2", "batch_size=1", f"paths.outputs={tmp_path}"]
+    arguments = [SMALL, "method=sdedit", "data.limit=2", "method.t0=2", "batch_size=1", f"paths.outputs={tmp_path}"]
     assert run(*arguments, "method.t0=1").returncode == 0  # prepares the sources
     limited = ["bash", "-c", 'ulimit -f 5; exec "$@"', "bash", *command(*arguments)]
     done = subprocess.run(limited, capture_output=True, text=True, timeout=300)
