@@ -137,15 +137,18 @@ def to_markdown(section: Section) -> str:
     return "\n".join([*lines, "", *(f"- {note}" for note in section.notes), ""])
 
 
-def to_rich(section: Section) -> Table:
-    """The section for a terminal."""
-    table = Table(title=section.title, caption="\n".join(section.notes[:2]), box=box.SIMPLE_HEAD, title_justify="left")
-    table.caption_justify = "left"
-    table.add_column("method")
-    for column in section.columns:
-        table.add_column(column.header.replace(" dB", ""), justify="right")
-    for label, values in section.rows:
-        table.add_row(label, *(_cell(values, column) for column in section.columns))
+def to_rich(section: Section, width: int) -> Table:
+    """The section for a terminal: a row per method or, where `width` is too small for that, a column per method."""
+    lines = [["method", *(column.header.replace(" dB", "") for column in section.columns)]]
+    lines += [[label, *(_cell(values, column) for column in section.columns)] for label, values in section.rows]
+    if sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True)) + 2 > width:
+        lines = [list(column) for column in zip(*lines, strict=True)]
+    table = Table(title=section.title, caption="\n".join(section.notes[:2]), box=box.SIMPLE_HEAD)
+    table.title_justify = table.caption_justify = "left"
+    for index, header in enumerate(lines[0]):
+        table.add_column(header, justify="right" if index else "left")
+    for line in lines[1:]:
+        table.add_row(*line)
     return table
 
 
@@ -195,5 +198,5 @@ def print_tables(task_folder: Path, digests: Collection[str]) -> None:
     console = console if console.is_terminal else Console(width=150)
     for section in read_sections(task_folder):
         if section.digest in digests:
-            console.print(to_rich(section))
+            console.print(to_rich(section, console.width))
             console.print(f"{task_folder}/table.md, table.csv, {section.picture}", highlight=False)

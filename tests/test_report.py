@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from eval.grid import GAP, LABEL, TILE, draw_grid
-from eval.report import read_sections, to_csv, to_markdown, write_tables
+from eval.report import read_sections, to_csv, to_markdown, to_rich, write_tables
 
 
 def make_run(
@@ -89,6 +90,18 @@ def test_tables_and_picture_are_written(task):
     with Image.open(task / "grid-d1.png") as image:
         assert image.size == (LABEL + 2 * (TILE + GAP) + GAP, 2 * (TILE + GAP) + GAP)
         assert image.getpixel((LABEL + 5, GAP + 5)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_a_terminal_of_any_width_shows_every_number(task, width):
+    make_run(task, "cyclediffusion")
+    make_run(task, "sdedit", fid=30.0)
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(to_rich(read_sections(task)[0], width))
+    text = console.export_text()
+    for shown in ("cyclediffusion", "sdedit", "FID ↓", "20.00", "30.00", "KID×10³ ↓", "NFE/image"):
+        assert shown in text
+    assert "…" not in text
 
 
 def test_the_grid_takes_the_first_images(tmp_path):
