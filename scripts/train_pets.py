@@ -25,12 +25,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cyclediff.cyclediffusion import decode
+from cyclediff.denoiser import blend_x0
 from cyclediff.images import to_uint8
 from cyclediff.models.pets import SIZE, PetsUNet, load
 from cyclediff.pets.render import FACTORS, SPECIES, render, sample_factors
 from cyclediff.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
 from eval.features import DOMAIN, PetsJudge, load_pets_judge, observe
 
+FIRST_ERROR = 0.03  # of blend_x0 while the patch network learns alone
 BLIND_BELOW = 0.15
 SECOND_STEPS = 2600
 WEIGHTS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
@@ -39,7 +41,11 @@ SEEDS = {"cat": 11, "dog": 22, "judge": 33}  # of data, initialisation and noise
 
 
 def diffusion_loss(
-    net: nn.Module, x0: Tensor, alpha_bar: Tensor, generator: torch.Generator, blind_below: float = 0.0
+    net: Callable[[Tensor, Tensor], Tensor],
+    x0: Tensor,
+    alpha_bar: Tensor,
+    generator: torch.Generator,
+    blind_below: float = 0.0,
 ) -> Tensor:
     """Min-SNR-weighted error of x0 (arXiv 2303.09556, section 3.4, gamma 5) at stratified timesteps.
 
@@ -68,13 +74,16 @@ def train_diffusion(species: str, images: int = 20_000, batch: int = 32) -> None
     def some() -> Tensor:
         return data[torch.randint(images, (batch,), generator=generator)].float() / 127.5 - 1
 
+    def blended(xt: Tensor, t: Tensor) -> Tensor:
+        return blend_x0(xt, net.coarse(xt, t), alpha_bar[t][:, None, None, None], FIRST_ERROR)
+
     torch.manual_seed(SEEDS[species])
     net = PetsUNet()
     groups = [{"params": net.coarse.parameters(), "lr": 4e-4}]
     coarse, first = optimise(
         f"{species}_coarse",
         net.coarse,
-        lambda: diffusion_loss(net.coarse, some(), alpha_bar, generator),
+        lambda: diffusion_loss(blended, some(), alpha_bar, generator),
         5000,
         groups,
         generator,
