@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cyclediff import cli, results
-from cyclediff.data import PETS, Folder, prepare_pets, prepare_photos
+from cyclediff.assets import catalogue, fingerprint, locate, missing_screen
+from cyclediff.data import PETS, Expected, Sources, check_dataset, prepare_pets, prepare_photos, raw_folder
+from cyclediff.errors import UserError
 
 CONFIG = str(results.ROOT / "conf")
+ASSETS = catalogue(results.ROOT / "conf")
 SHOWN: dict[Path, list[str]] = {}  # task folder → digests of the data that this process's cells ran on
 
 
@@ -28,100 +32,184 @@ def run_cell(cfg: DictConfig) -> None:
 
 def make_cell(cfg: DictConfig) -> None:
     """Translate and score what is not yet done of one cell, and refresh its task's table."""
-    for key, least in {"batch_size": 1, "seed": 0, "task.reference_count": 2}.items():
-        cli.check_number(cfg, key, least)
-    if cfg.data.limit is not None or cfg.data.source == PETS:
-        cli.check_number(cfg, "data.limit", 1)
+    check(cfg)
+    weights = find_weights(cfg)
     task_folder = Path(cfg.paths.outputs) / cfg.task.name
-    source, counterpart, reference = prepare(cfg, task_folder / "data")
-    run = results.Run(task_folder, identity(cfg, source, reference))
+    sources = prepare(cfg, task_folder / "data")
+    run = results.Run(task_folder, identity(cfg, sources))
     record = results.provenance() | {
         "embedded": cfg.task.embedded,
-        "checkpoints": {
-            side: results.sha256(results.ROOT / cfg.task[f"{side}_model"].path) for side in ("source", "target")
-        },
-        "data": {
-            "name": source.name,
-            "digest": source.digest,
-            "n": len(source.ids),
-            "source": source.path.name,
-            "counterpart": counterpart and counterpart.path.name,
-        },
+        "checkpoints": {name: fingerprint(path, ASSETS) for name, path in weights.items()},
+        "data": sources.record(),
+        "published_settings": not any(o.startswith(("method.", "task.")) for o in HydraConfig.get().overrides.task),
     }
     if not run.is_finished(record, cfg.allow_code_change):
-        method = make_method(cfg)
+        method = make_method(cfg, weights)
         run.start(OmegaConf.to_yaml(cfg, resolve=True), record)
-        costs = translate(cfg, method, run, source)
-        run.finish(*score(cfg, run, source, counterpart, reference), costs)
+        costs = translate(cfg, method, run, sources, weights)
+        run.finish(*score(cfg, run, sources, weights), costs)
+    results.write_json(OmegaConf.to_container(cfg.paper), task_folder / "paper.json")
 
     from eval.report import write_tables
 
     write_tables(task_folder)
-    SHOWN.setdefault(task_folder, []).append(source.digest)
+    SHOWN.setdefault(task_folder, []).append(sources.source.digest)
 
 
-def prepare(cfg: DictConfig, cache: Path) -> tuple[Folder, Folder | None, Folder]:
-    """Source, true translations (embedded sources have them) and reference, as folders of PNGs."""
-    task, protocol = cfg.task, cfg.task.protocol
-    if cfg.data.source == PETS:
-        pets = (task.source_species, task.target_species)
-        source, counterpart = (prepare_pets(kind, "source", cfg.data.limit, protocol.size, cache) for kind in pets)
+def check(cfg: DictConfig) -> None:
+    """Insist on settings that make sense together."""
+    for key, least in {"batch_size": 1, "seed": 0}.items():
+        cli.check_number(cfg, key, least)
+    if cfg.task.embedded:
+        cli.check_number(cfg, "task.reference_count", 2)
+    if cfg.data.limit is not None or cfg.data.source == PETS:
+        cli.check_number(cfg, "data.limit", 1)
+    if cfg.task.embedded != (cfg.protocol.judge is not None):
+        fitting = "protocol=pets" if cfg.task.embedded else "protocol=cyclediffusion or protocol=egsde"
+        raise UserError(f"task {cfg.task.name} is not scored by protocol {cfg.protocol.name}; choose {fitting}")
+
+
+def find_weights(cfg: DictConfig) -> dict[str, Path]:
+    """The files of weights that this cell needs, by their part; insists that they and the data are here."""
+    nodes = {"source": cfg.task.source_model, "target": cfg.task.target_model, "extractor": cfg.task.extractor}
+    if cfg.protocol.features and cfg.data.reference:
+        nodes["features"] = cfg.protocol.features
+    paths = {part: locate(node.path) for part, node in nodes.items() if node.path}
+    folders = [locate(folder) for folder in (cfg.data.source, cfg.data.reference) if folder and folder != PETS]
+    uses = {method: needs(method) for method in sorted(Path(CONFIG, "method").glob("*.yaml"))}
+    mine = uses[Path(CONFIG, "method", f"{cfg.method.name}.yaml")]
+    if mine - paths.keys():
+        others = ", ".join(method.stem for method, parts in uses.items() if not parts - paths.keys())
+        raise UserError(
+            f"{cfg.method.name} needs a {min(mine - paths.keys())} model, and none is known for {cfg.task.name}; choose "
+            f"method={others}, or name one: model@task.source_model=diffusers task.source_model.path=FOLDER"
+        )
+    mine = {part: path for part, path in paths.items() if part in mine | {"features"}}
+    hub = {part for part in mine if str(nodes[part].get("_target_")).endswith("load_diffusers")}
+    if any(not path.exists() for path in [*folders, *(path for part, path in mine.items() if part not in hub)]):
+        every = [*paths.values(), *folders]
+        here = {part for part, path in paths.items() if path.exists()}
+        ready = [method.stem for method, parts in uses.items() if parts | {"features"} <= here]
+        hint = "python run.py   (the embedded world: all of this without any download)"
+        if ready and all(folder.exists() for folder in folders):
+            hint = f"python run.py experiment={cfg.task.name} method={','.join(ready)}   (their files are here)"
+        raise UserError(missing_screen(cfg.task.name, every, ASSETS, hint))
+    return mine
+
+
+def needs(method: Path) -> set[str]:
+    """Which models a method needs, from its file."""
+    node = OmegaConf.load(method)
+    return set(node.models)
+
+
+def prepare(cfg: DictConfig, cache: Path) -> Sources:
+    """Source, true translations (embedded sources have them) and reference, as folders of images."""
+    task, data, protocol = cfg.task, cfg.data, cfg.protocol
+    counterpart = reference = dataset = None
+    if not task.embedded and data.check:
+        for folder, split, domain in (
+            ("source", task.dataset.source_split, task.source_domain),
+            ("reference", task.dataset.reference_split, task.target_domain),
+        ):
+            if data[folder] == task[folder]:
+                node, count = task.dataset, task.dataset.counts.get(split, {}).get(domain)
+                check_dataset(locate(data[folder]), Expected(node.name, node.suffix, node.size, count))
+        if (data.source, data.reference, data.limit) == (task.source, task.reference, None):
+            dataset = task.dataset.name
+    if data.source == PETS:
+        domains = (task.source_domain, task.target_domain)
+        source, counterpart = (prepare_pets(kind, "source", data.limit, protocol.size, cache) for kind in domains)
     else:
-        source = prepare_photos(Path(cfg.data.source), cfg.data.limit, protocol.size, protocol.resize, cache)
-        counterpart = None
-    return (
-        source,
-        counterpart,
-        prepare_pets(task.target_species, "reference", task.reference_count, protocol.size, cache),
-    )
+        source = prepare_photos(locate(data.source), data.limit, protocol.size, protocol.resize, cache)
+    if data.reference == PETS:
+        reference = prepare_pets(task.target_domain, "reference", task.reference_count, protocol.size, cache)
+    elif data.reference and protocol.reference_resize:
+        reference = prepare_photos(locate(data.reference), None, protocol.size, protocol.resize, cache)
+    elif data.reference:
+        reference = raw_folder(locate(data.reference))
+    return Sources(source, counterpart, reference, dataset)
 
 
-def identity(cfg: DictConfig, source: Folder, reference: Folder) -> dict[str, Any]:
+def identity(cfg: DictConfig, sources: Sources) -> dict[str, Any]:
     """All that decides a run's images and numbers."""
     method: Any = OmegaConf.to_container(cfg.method, resolve=True)
+    nodes = {part: cfg.task[part if part == "extractor" else f"{part}_model"] for part in method["models"]}
     return {
         "task": cfg.task.name,
-        "protocol": cfg.task.protocol.name,
-        "method": {key: value for key, value in method.items() if key != "_target_"},
-        "models": {side: Path(cfg.task[f"{side}_model"].path).stem for side in ("source", "target")},
+        "protocol": cfg.protocol.name,
+        "method": {key: value for key, value in method.items() if key not in ("_target_", "models", "extractor")},
+        "models": {part: Path(node.path).stem for part, node in nodes.items()},
         "seed": cfg.seed,
-        "data": {"digest": source.digest, "n": len(source.ids), "reference": reference.digest},
+        "data": {
+            "digest": sources.source.digest,
+            "n": len(sources.source.ids),
+            "reference": sources.reference and sources.reference.digest,
+        },
     }
 
 
-def make_method(cfg: DictConfig) -> Any:
-    """The method with its settings checked."""
+def make_method(cfg: DictConfig, weights: dict[str, Path]) -> Any:
+    """The method with its settings checked and its own network loaded."""
+    from cyclediff.translate import pick_device
+
     settings: Any = OmegaConf.to_container(cfg.method, resolve=True)
-    return cli.build(hydra.utils.get_class(settings.pop("_target_")), settings)
+    settings.pop("models")
+    method = hydra.utils.get_class(settings.pop("_target_"))
+    if "extractor" in weights:
+        settings["extractor"] = hydra.utils.instantiate(
+            cfg.task.extractor, path=str(weights["extractor"]), device=str(pick_device(cfg.device))
+        )
+    return cli.build(method, settings)
 
 
-def translate(cfg: DictConfig, method: Any, run: results.Run, source: Folder) -> dict[str, Any]:
+def translate(
+    cfg: DictConfig, method: Any, run: results.Run, sources: Sources, weights: dict[str, Path]
+) -> dict[str, Any]:
     """Translate the sources; returns what it cost, and where."""
+    from cyclediff.models.checkpoint import carries_mark
     from cyclediff.translate import pick_device, summarise, translate
 
     device = pick_device(cfg.device)
-    nodes = {side: cfg.task[f"{side}_model"] for side in sorted(method.uses | {"target"})}
     models = {
-        side: hydra.utils.instantiate(node, path=str(results.ROOT / node.path), device=str(device))
-        for side, node in nodes.items()
+        side: hydra.utils.instantiate(cfg.task[f"{side}_model"], path=str(weights[side]), device=str(device))
+        for side in ("source", "target")
+        if side in weights
     }
     noise_device = pick_device(cfg.noise.device or str(device))
-    translate(method, models, source, run, cfg.seed, cfg.batch_size, device, noise_device)
+    translate(method, models, sources.source, run, cfg.seed, cfg.batch_size, device, noise_device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return {"device": str(device), "world_size": 1, **summarise(run, len(source.ids)), "peak_memory_mib": round(peak)}
+    costs = summarise(run, len(sources.source.ids))
+    random = [part for part, path in weights.items() if part != "features" and carries_mark(path)]
+    return {"device": str(device), "world_size": 1, **costs, "peak_memory_mib": round(peak), "random_weights": random}
 
 
 def score(
-    cfg: DictConfig, run: results.Run, source: Folder, counterpart: Folder | None, reference: Folder
+    cfg: DictConfig, run: results.Run, sources: Sources, weights: dict[str, Path]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Metrics, and a row per image, of the saved PNGs."""
+    from cyclediff.translate import pick_device
     from eval.evaluate import Protocol, evaluate
 
-    node = cfg.task.protocol
-    protocol = Protocol(node.name, node.size, node.resize, results.ROOT / node.judge)
-    metrics, values = evaluate(run.images, source.path, reference.path, counterpart and counterpart.path, protocol)
+    node = cfg.protocol
+    reference, counterpart = sources.reference, sources.counterpart
+    with cli.values_are_mistakes():
+        features = None
+        if reference and "features" in weights:
+            device = str(pick_device(cfg.device))
+            features = hydra.utils.instantiate(node.features, path=str(weights["features"]), device=device)
+        judge = node.judge and results.ROOT / node.judge
+        protocol = Protocol(node.name, node.size, node.resize, features, reference.name if reference else "", judge)
+        metrics, values = evaluate(
+            run.images,
+            sources.source.path,
+            reference and reference.path,
+            counterpart and counterpart.path,
+            protocol,
+            run.path.parent / "data",
+        )
     seconds = {i: batch["seconds"] / len(batch["ids"]) for batch in run.batches() for i in batch["ids"]}
-    return metrics, [{"id": i, **values[i], "seconds": seconds.get(i, "")} for i in source.ids]
+    return metrics, [{"id": i, **values[i], "seconds": seconds.get(i, "")} for i in sources.source.ids]
 
 
 def main() -> None:

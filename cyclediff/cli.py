@@ -46,6 +46,19 @@ def telling_mistakes(config_dir: str) -> Iterator[None]:
         fail("stopped; finished images are kept, and the same command goes on from there", code=130)
 
 
+@contextmanager
+def values_are_mistakes() -> Iterator[None]:
+    """Tell a ValueError of code that knows nothing of this program, as a mistake of its user."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise
+        raise UserError(str(error.__cause__)) from error
+
+
 def fail(sentence: str, code: int = 2) -> NoReturn:
     """Tell why there is no result, and end the program."""
     print(f"error: {sentence}", file=sys.stderr)

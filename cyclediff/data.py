@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cyclediff.errors import UserError
-from cyclediff.images import read_rgb, square, to_pil, to_uint8, write_atomically, write_png
+from cyclediff.images import image_size, read_rgb, square, to_pil, to_uint8, write_atomically, write_png
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 PETS = "pets"
@@ -16,8 +16,25 @@ PETS_SEEDS = {"source": 1001, "reference": 2002}  # the networks were trained on
 
 
 @dataclass(frozen=True)
+class Expected:
+    """What a data set's folder should hold; None is not checked.
+
+    Args:
+        name: of the data set.
+        suffix: of its files.
+        size: height and width of its images.
+        count: number of its images.
+    """
+
+    name: str
+    suffix: str | None
+    size: int | None
+    count: int | None
+
+
+@dataclass(frozen=True)
 class Folder:
-    """Prepared images: `<path>/<id>.png` for each id, all of one size.
+    """Prepared images: `<path>/<id>.png` for each id, all of one size (a raw folder: as they are).
 
     Args:
         path: the folder.
@@ -30,6 +47,35 @@ class Folder:
     ids: tuple[str, ...]
     name: str
     digest: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The images of one cell.
+
+    Args:
+        source: to be translated.
+        counterpart: their true translations, where there are such.
+        reference: of the target domain, for FID and KID; None for no such scores.
+        dataset: the published data set that source and reference are, checked and whole; None for other images.
+    """
+
+    source: Folder
+    counterpart: Folder | None
+    reference: Folder | None
+    dataset: str | None
+
+    def record(self) -> dict[str, str | int | None]:
+        """For run.json."""
+        return {
+            "name": self.source.name,
+            "dataset": self.dataset,
+            "digest": self.source.digest,
+            "n": len(self.source.ids),
+            "source": self.source.path.name,
+            "counterpart": self.counterpart and self.counterpart.path.name,
+            "reference": self.reference and self.reference.name,
+        }
 
 
 def prepare_photos(folder: Path, limit: int | None, size: int, resize: str, cache: Path) -> Folder:
@@ -62,6 +108,37 @@ def prepare_photos(folder: Path, limit: int | None, size: int, resize: str, cach
             write_png(image, target / f"{path.stem}.png")
 
     return _cached(cache / f"{folder.resolve().name}-{digest}", tuple(hashes), folder.resolve().name, digest, draw)
+
+
+def raw_folder(folder: Path) -> Folder:
+    """A folder of images that is used as it is."""
+    paths = list_images(folder)
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return Folder(folder, tuple(path.stem for path in paths), f"{folder.resolve().name}-raw", _digest(hashes))
+
+
+def check_dataset(folder: Path, expected: Expected) -> None:
+    """Insist that a folder holds the data set that the protocol means.
+
+    AFHQ v1 and v2 have the same file stems and other pixels, so a mix-up would only show in the numbers.
+
+    Raises:
+        UserError: if the type, number or size of the files is another.
+    """
+    paths = list_images(folder)
+    advice = "check the protocol (cyclediffusion: AFHQ v2, egsde: AFHQ v1) or set data.check=false"
+    for path in paths:
+        if expected.suffix and path.suffix.lower() != expected.suffix:
+            raise UserError(f"{folder} should hold {expected.name}, {expected.suffix} files; got {path.name}; {advice}")
+    if expected.count is not None and len(paths) != expected.count:
+        raise UserError(f"{folder} should hold the {expected.count} images of {expected.name}; got {len(paths)}; {advice}")
+    for path in paths if expected.size else ():
+        size = image_size(path)
+        if size != (expected.size, expected.size):
+            raise UserError(
+                f"{folder} should hold {expected.name}, {expected.size}×{expected.size} pixels; {path.name} has "
+                f"{size[0]}×{size[1]}; {advice}"
+            )
 
 
 def prepare_pets(species: str, split: str, count: int, size: int, cache: Path) -> Folder:

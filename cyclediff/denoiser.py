@@ -5,7 +5,7 @@ Differences between networks (what they predict, how many channels they return) 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -25,16 +25,46 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
+class VarianceDenoiser(Denoiser, Protocol):
+    """A denoiser that also knows how uncertain it is."""
+
+    def with_variance(self, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(eps, fraction), each in the shape of xt.
+
+        The variance of the step is beta^fraction beta_tilde^(1 - fraction), a learned point between DDPM's two fixed
+        choices (arXiv 2102.09672, Eq. 15); the fraction is about 0 … 1, but not clamped.
+        """
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class EpsDenoiser:
-    """A network that predicts eps; channels beyond those of x_t (a learned variance) are dropped."""
+    """A network that predicts eps."""
 
     network: Network
     alpha_bar: Tensor
 
     def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
         """Predict eps."""
+        return self.network(xt, t)
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedVarianceDenoiser:
+    """A network with twice the channels: eps, then the variance as a number in [-1, 1] (`learn_sigma`)."""
+
+    network: Network
+    alpha_bar: Tensor
+
+    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
+        """Predict eps; the variance is dropped, as all methods here but ILVR do."""
         return self.network(xt, t)[:, : xt.shape[1]]
+
+    def with_variance(self, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict eps and the variance."""
+        eps, v = self.network(xt, t).chunk(2, dim=1)
+        return eps, (v + 1) / 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,6 +38,19 @@ def read_rgb(path: Path) -> Image.Image:
     return image.convert("RGB")
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file, from its header.
+
+    Raises:
+        UserError: if it is no image.
+    """
+    try:
+        with Image.open(path) as file:
+            return file.size
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is not a readable image ({error}); replace or remove it") from error
+
+
 def square(image: Image.Image, size: int, resize: str) -> Image.Image:
     """The centred square of an image, resized as PIL does it (antialiased when it shrinks)."""
     side = min(image.size)

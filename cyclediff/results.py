@@ -104,8 +104,13 @@ class Run:
         self.write_json("run.json", {**record, **costs, "status": "finished", "end": now()})
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write one of the run's JSON files, whole or not at all."""
-        write_atomically((json.dumps(content, indent=2) + "\n").encode(), self.path / name)
+        """Write one of the run's JSON files."""
+        write_json(content, self.path / name)
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_atomically((json.dumps(content, indent=2) + "\n").encode(), path)
 
 
 def provenance() -> dict[str, Any]:
@@ -117,12 +122,6 @@ def provenance() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "versions": {package: version(package) for package in PACKAGES},
     }
-
-
-@cache
-def sha256(path: Path) -> str:
-    """Of a file, once per process."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @cache

@@ -81,7 +81,9 @@ def ddpm_step(
     return (xt - beta / math.sqrt(1 - alpha_bar) * eps) / math.sqrt(1 - beta) + sigma * z
 
 
-def posterior_step(xt: Tensor, x0: Tensor, alpha_bar: float, alpha_bar_prev: float, sigma: float, n: Tensor) -> Tensor:
+def posterior_step(
+    xt: Tensor, x0: Tensor, alpha_bar: float, alpha_bar_prev: float, sigma: float, n: Tensor | float
+) -> Tensor:
     """x_{t-1} ~ q(x_{t-1} | x_t, x_0), DDIM Eq. 7: a DDIM step with the eps that truly separates x_t from x_0."""
     return ddim_step(xt, predict_eps(xt, x0, alpha_bar), alpha_bar, alpha_bar_prev, sigma, n)
 

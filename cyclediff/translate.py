@@ -51,8 +51,8 @@ def translate(
             if not run.missing(ids):
                 progress.skip(len(ids))
                 continue
-            began, meter = time.perf_counter(), Meter(progress.step)
-            denoisers = {side: meter.wrap(model.condition()) for side, model in models.items()}
+            began, meter = time.perf_counter(), Meter(ids, progress.step)
+            denoisers = {side: meter.watch(model.condition(), side) for side, model in models.items()}
             image = from_uint8(read_batch([source.path / f"{i}.png" for i in ids])).to(device)
             source_denoiser: Any = denoisers.get("source")  # None where the method does not use it
             x0 = models["target"].encode(image)
@@ -61,9 +61,8 @@ def translate(
             except ValueError as error:
                 raise UserError(str(error)) from error
             if not out.isfinite().all():
-                raise UserError(
-                    f"{method.name} gave values that are not finite for {ids[0]} … {ids[-1]}; check method.*"
-                )
+                bad = [i for i, image in zip(ids, out, strict=True) if not image.isfinite().all()]
+                raise UserError(f"{method.name} gave NaN or Inf for image {bad[0]}; finished images are kept, check method.*")
             for image_id, picture in zip(ids, to_uint8(models["target"].decode(out)), strict=True):
                 write_png(to_pil(picture), run.image(image_id))
             run.log_batch(

@@ -1,75 +1,69 @@
-"""Networks that look at images so that sets of images can be compared."""
+"""Feature extractors: each owns its network, its resize and its normalisation, and says so in the protocol string."""
 
 import hashlib
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
 
-HUES = 3
-SCALARS = 7
-DOMAIN = SCALARS + 2 * HUES  # the output that is positive for a dog
-DEGRADATIONS = 4
+BATCH = 32
 
 
-class PetsJudge(nn.Module):
-    """The embedded world's observer of 64×64 images: what is on the picture, and how well is it drawn?
+@dataclass(frozen=True, eq=False)
+class Extractor:
+    """How images become features.
 
-    Its penultimate activations are the features of the embedded FID and KID. It is trained on rendered animals, half of
-    them degraded, so the features know the factors, the species and the typical defects of generated images.
-
-    The 18 outputs: 7 scalar factors scaled to [-1, 1], 3 hues as (cos, sin), the logit of "dog", and the strength of 4
-    degradations (noise, blur, patch pattern, ghost of the other species).
+    Args:
+        protocol: network and preprocessing, for protocol strings: "inception-2015-12-05/clean-bicubic299".
+        read: a picture → the network's input, (c, h, w), one size for all pictures.
+        network: (n, c, h, w) → features (n, d).
+        device: where the network is.
+        random: whether the network's weights are random.
     """
 
-    features: int = 64
+    protocol: str
+    read: Callable[[Image.Image], Tensor]
+    network: Callable[[Tensor], Tensor]
+    device: str = "cpu"
+    random: bool = False
 
-    def __init__(self):
-        super().__init__()
-        widths = (3, 32, 48, 64, 96)
-        stages = [
-            nn.Sequential(nn.Conv2d(i, o, 4, stride=2, padding=1), nn.GroupNorm(8, o), nn.SiLU(),
-                          nn.Conv2d(o, o, 3, padding=1), nn.GroupNorm(8, o), nn.SiLU())
-            for i, o in pairwise(widths)
-        ]  # fmt: skip
-        self.body = nn.Sequential(*stages, nn.Flatten(), nn.Linear(96 * 4 * 4, self.features))
-        self.head = nn.Sequential(nn.SiLU(), nn.Linear(self.features, DOMAIN + 1 + DEGRADATIONS))
+    @torch.no_grad()
+    def __call__(self, paths: Sequence[Path]) -> Tensor:
+        """Features of image files, float64 (n, d) on the CPU."""
+        found = []
+        for start in range(0, len(paths), BATCH):
+            batch = torch.stack([self._read(path) for path in paths[start : start + BATCH]])
+            found.append(self.network(batch.to(self.device)).double().cpu())
+        return torch.cat(found)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, 3, 64, 64) in [-1, 1] → features (n, 64), outputs (n, 18)."""
-        features = self.body(image)
-        return features, self.head(features)
+    def _read(self, path: Path) -> Tensor:
+        with Image.open(path) as image:
+            return self.read(image.convert("RGB"))
 
 
-def load_pets_judge(path: Path) -> PetsJudge:
-    """The judge with weights from a safetensors file, ready for evaluation."""
-    judge = PetsJudge()
-    judge.load_state_dict({key: value.float() for key, value in load_file(path).items()})
-    return judge.eval().requires_grad_(False)
+def cached(extractor: Extractor, paths: Sequence[Path], cache: Path | None) -> Tensor:
+    """Features of a reference set, kept in `cache` under a name made of extractor, file names and contents."""
+    if cache is None:
+        return extractor(paths)
+    digest = hashlib.sha256(extractor.protocol.encode())
+    for path in paths:
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    file = cache / f"features-{digest.hexdigest()[:16]}.pt"
+    if file.exists():
+        found: Any = torch.load(file, weights_only=True)
+        return found
+    features = extractor(paths)
+    temporary = file.with_suffix(".tmp")
+    torch.save(features, temporary)
+    temporary.replace(file)
+    return features
 
 
 def file_digest(path: Path) -> str:
     """First 8 hexadecimal digits of a file's sha256, for protocol strings."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-
-
-def observe(judge: PetsJudge, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features and outputs of uint8 images (n, 3, h, w); float64."""
-    with torch.no_grad():
-        pairs = [judge(batch.float() / 127.5 - 1) for batch in images.split(64)]
-    return torch.cat([f for f, _ in pairs]).double(), torch.cat([o for _, o in pairs]).double()
-
-
-def factor_error(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference of the factors that the judge sees in two sets of images, (n, 18) each → (n,).
-
-    A scalar factor's difference is in units of its range, a hue's in units of half a turn, so 0 is "all kept", and two
-    unrelated images differ by 0.4 on average.
-    """
-    scalars = (a[:, :SCALARS] - b[:, :SCALARS]).abs().clamp(max=2) / 2
-    hue_a, hue_b = (x[:, SCALARS:DOMAIN].unflatten(1, (HUES, 2)) for x in (a, b))
-    turn = torch.atan2(hue_a[..., 1], hue_a[..., 0]) - torch.atan2(hue_b[..., 1], hue_b[..., 0])
-    hues = torch.atan2(turn.sin(), turn.cos()).abs() / torch.pi
-    return torch.cat([scalars, hues], dim=1).mean(1)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:8]

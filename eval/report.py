@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.grid import draw_grid
+from eval.paper import LEVELS, Paper, agrees, explain, read_paper
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ COSTS = (
 
 @dataclass(frozen=True)
 class Section:
-    """Runs that may be compared: their columns, the best value of each, and what the numbers mean."""
+    """Runs that may be compared: their columns, what the numbers mean, and which of them are not real results."""
 
     title: str
+    warnings: list[str]
     notes: list[str]
     columns: list[Column]
     rows: list[tuple[str, dict[str, Any]]]
@@ -63,33 +65,74 @@ class Section:
 
 
 def read_sections(task_folder: Path) -> list[Section]:
-    """Group the finished runs of a task by images and protocol."""
-    groups = defaultdict(list)
+    """Group the finished runs of a task by images, protocol, and whether their weights are random."""
+    groups, paper = defaultdict(list), read_paper(task_folder)
     for record in sorted(task_folder.glob("*/run.json")):
         run = json.loads(record.read_bytes())
         if run["status"] == "finished":
             metrics = json.loads((record.parent / "metrics.json").read_bytes())["metrics"]
             protocols = tuple(sorted((key, entry["protocol"]) for key, entry in metrics.items()))
-            groups[run["data"]["digest"], protocols].append(({**run, "folder": record.parent.name}, metrics))
-    return [_section(runs, dict(protocols), digest) for (digest, protocols), runs in groups.items()]
+            if any("/RANDOM-" in protocol for _, protocol in protocols):
+                run["random_weights"] = [*run["random_weights"], "Inception"]
+            key = run["data"]["digest"], run["identity"]["protocol"], protocols, bool(run["random_weights"])
+            groups[key].append(({**run, "folder": record.parent.name}, metrics))
+    return [_section(runs, dict(key[2]), key[0], paper) for key, runs in groups.items()]
 
 
-def _section(runs: list[tuple[dict, dict]], protocols: dict[str, str], digest: str) -> Section:
+def _section(runs: list[tuple[dict, dict]], protocols: dict[str, str], digest: str, paper: Paper) -> Section:
     first = runs[0][0]
     n, data, name = first["data"]["n"], first["data"]["name"], first["identity"]["protocol"]
+    random = sorted({part for run, _ in runs for part in run["random_weights"]})
     title = f"{first['identity']['task']}: {n} {'image' if n == 1 else 'images'} of {data}, protocol {name}"
     rows = [
         (label, {**{key: entry["value"] for key, entry in metrics.items()}, **run, "metrics": metrics})
         for label, (run, metrics) in zip(_labels([run for run, _ in runs]), runs, strict=True)
     ]
     columns = [c for c in METRICS if any(values.get(c.key) is not None for _, values in rows)]
-    notes = []
+    warnings = []
+    if random:
+        title = f"RANDOM WEIGHTS – {title}"
+        warnings.append(f"RANDOM WEIGHTS ({', '.join(random)}): these numbers show that the program runs, nothing else.")
     if first["embedded"]:
-        notes.append("Embedded world: small networks trained by this project; not comparable with any paper's numbers.")
-    if n < 2048:
-        notes.append(f"FID from {n} images is biased upwards; compare it only within this table.")
-    notes += [f"{c.header}: {protocols[c.key]}" for c in columns]
-    return Section(title, notes, [*columns, *COSTS], rows, digest)
+        warnings.append("Embedded world: small networks trained by this project; not comparable with any paper's numbers.")
+    if n < 2048 and "fid" in protocols:
+        warnings.append(f"FID from {n} {'image' if n == 1 else 'images'} is biased upwards; compare it within this table only.")
+    if "fid" not in protocols:
+        warnings.append("No FID and KID: there is no reference set (data.reference).")
+    notes = [f"{c.header}: {protocols[c.key]}" for c in columns]
+    if not random and not first["embedded"]:
+        columns, more = _with_paper(columns, rows, paper)
+        notes += more
+    return Section(title, warnings, notes, [*columns, *COSTS], rows, digest)
+
+
+def _with_paper(
+    columns: list[Column], rows: list[tuple[str, dict[str, Any]]], paper: Paper
+) -> tuple[list[Column], list[str]]:
+    """The columns with those of published numbers after each, their cells put into the rows, and footnotes."""
+    found, shown = [], []
+    for column in columns:
+        found.append(column)
+        known = []
+        for label, values in rows:
+            published = paper.values.get((values["identity"]["method"]["name"], column.key))
+            if published is None:
+                continue
+            agreed = agrees(published, values)
+            mark = LEVELS[published.verification][0] + ("" if agreed else "*")
+            std = f" ±{published.std * column.scale:.{column.digits}f}" if published.std is not None else ""
+            values[f"paper_{column.key}"] = f"{published.value * column.scale:.{column.digits}f}{std} {mark}"
+            if agreed and values.get(column.key) is not None:
+                difference = (values[column.key] - published.value) * column.scale
+                values[f"delta_{column.key}"] = f"{difference:+.{column.digits}f}"
+            known.append((label, column.header, published, agreed))
+        name = column.header.removesuffix(" ↓").removesuffix(" ↑")
+        if known:
+            found.append(Column(f"paper_{column.key}", f"paper {name}", column.digits))
+        if any(f"delta_{column.key}" in values for _, values in rows):
+            found.append(Column(f"delta_{column.key}", f"Δ {name}", column.digits))
+        shown += known
+    return found, explain(paper, shown)
 
 
 def _labels(runs: list[dict]) -> list[str]:
@@ -115,6 +158,8 @@ def _cell(values: dict[str, Any], column: Column, interval: bool = False) -> str
     value = values.get(column.key)
     if value is None:
         return "–"
+    if isinstance(value, str):
+        return value
     text = f"{value * column.scale:.{column.digits}f}"
     ci95 = values["metrics"].get(column.key, {}).get("ci95") if interval else None
     return text + (f" ±{(ci95[1] - ci95[0]) / 2 * column.scale:.{column.digits}f}" if ci95 else "")
@@ -134,7 +179,7 @@ def to_markdown(section: Section) -> str:
     for label, values in section.rows:
         cells = [label, *(_cell(values, column, interval=True) for column in section.columns)]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(f"- {note}" for note in section.notes), ""])
+    return "\n".join([*lines, "", *(f"- {note}" for note in [*section.warnings, *section.notes]), ""])
 
 
 def to_rich(section: Section, width: int) -> Table:
@@ -143,7 +188,7 @@ def to_rich(section: Section, width: int) -> Table:
     lines += [[label, *(_cell(values, column) for column in section.columns)] for label, values in section.rows]
     if sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True)) + 2 > width:
         lines = [list(column) for column in zip(*lines, strict=True)]
-    table = Table(title=section.title, caption="\n".join(section.notes[:2]), box=box.SIMPLE_HEAD)
+    table = Table(title=section.title, caption="\n".join(section.warnings), box=box.SIMPLE_HEAD)
     table.title_justify = table.caption_justify = "left"
     for index, header in enumerate(lines[0]):
         table.add_column(header, justify="right" if index else "left")
@@ -155,7 +200,7 @@ def to_rich(section: Section, width: int) -> Table:
 def to_csv(sections: list[Section]) -> str:
     """All sections as one CSV: a line a run, raw values, intervals and protocol strings."""
     keys = [c.key for c in METRICS]
-    fields = ["task", "data", "data_digest", "n", "method", "seed", "folder"]
+    fields = ["task", "protocol", "data", "data_digest", "n", "method", "seed", "random_weights", "folder"]
     fields += [f"{key}{part}" for key in keys for part in ("", "_low", "_high", "_protocol")] + [c.key for c in COSTS]
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, lineterminator="\n", restval="")
@@ -164,6 +209,7 @@ def to_csv(sections: list[Section]) -> str:
         for label, values in section.rows:
             row = {"task": values["identity"]["task"], "data": values["data"]["name"], "n": values["data"]["n"]}
             row |= {"data_digest": section.digest, "method": label, "seed": values["identity"]["seed"]}
+            row |= {"protocol": values["identity"]["protocol"], "random_weights": " ".join(values["random_weights"])}
             row |= {"folder": values["folder"]} | {c.key: values[c.key] for c in COSTS}
             for key, entry in values["metrics"].items():
                 low, high = entry["ci95"] or ("", "")

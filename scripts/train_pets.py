@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cyclediff.cyclediffusion import decode
 from cyclediff.denoiser import blend_x0
 from cyclediff.images import to_uint8
-from cyclediff.models.pets import SIZE, PetsUNet, load
+from cyclediff.models.pets import SIZE, PetsClassifier, PetsUNet, load
 from cyclediff.pets.render import FACTORS, SPECIES, render, sample_factors
 from cyclediff.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
 from eval.features import DOMAIN, PetsJudge, load_pets_judge, observe
@@ -37,7 +37,7 @@ BLIND_BELOW = 0.15
 SECOND_STEPS = 2600
 WEIGHTS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
 CHECKPOINTS = Path("outputs/training")
-SEEDS = {"cat": 11, "dog": 22, "judge": 33}  # of data, initialisation and noise; evaluation draws from other seeds
+SEEDS = {"cat": 11, "dog": 22, "judge": 33, "classifier": 44}  # of data, initialisation and noise; evaluation draws from other seeds
 
 
 def diffusion_loss(
@@ -127,6 +127,28 @@ def train_judge(steps: int = 3000, images: int = 12_000, batch: int = 64, lr: fl
     groups = [{"params": list(judge.parameters()), "lr": lr}]
     ema, record = optimise("judge", judge, loss, steps, groups, generator, cycle=steps)
     write_weights("judge", ema, {"images": 2 * images, **record})
+
+
+def train_classifier(steps: int = 3000, images: int = 6_000, batch: int = 64, lr: float = 3e-4) -> None:
+    """Train EGSDE's noise-aware domain classifier: uniform timesteps, cross-entropy, as its official code does."""
+    generator = torch.Generator().manual_seed(SEEDS["classifier"])
+    factors = sample_factors(2 * images, generator)
+    data = torch.stack([render_all(part, kind) for part, kind in zip(factors.split(images), SPECIES, strict=True)])
+    alpha_bar = alpha_bar_from_betas(linear_betas())
+    torch.manual_seed(SEEDS["classifier"])
+    classifier = PetsClassifier()
+
+    def loss() -> Tensor:
+        kind = torch.randint(2, (batch,), generator=generator)
+        x0 = data[kind, torch.randint(images, (batch,), generator=generator)].float() / 127.5 - 1
+        t = torch.randint(len(alpha_bar), (batch,), generator=generator)
+        level = alpha_bar[t][:, None, None, None].float()
+        xt = level.sqrt() * x0 + (1 - level).sqrt() * torch.randn(x0.shape, generator=generator)
+        return F.cross_entropy(classifier(xt, t), kind)
+
+    groups = [{"params": list(classifier.parameters()), "lr": lr}]
+    ema, record = optimise("classifier", classifier, loss, steps, groups, generator, cycle=steps)
+    write_weights("classifier", ema, {"images": 2 * images, **record})
 
 
 def judge_targets(factors: Tensor) -> Tensor:
@@ -259,6 +281,8 @@ def main() -> None:
         torch.set_num_threads(1 if name in SEEDS else os.cpu_count() or 1)
         if name == "judge":
             train_judge()
+        elif name == "classifier":
+            train_classifier()
         elif name == "check":
             for species in SPECIES:
                 check(species)

@@ -1,17 +1,29 @@
 """The official codes' numbers (tests/golden, see its README) and the tiny networks they were computed with."""
 
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from cyclediff.denoiser import EpsDenoiser
+from cyclediff.denoiser import EpsDenoiser, LearnedVarianceDenoiser
 from cyclediff.models import adm, ddpm
+from cyclediff.models.classifier import DomainClassifier
+from cyclediff.models.classifier import names as classifier_names
+from cyclediff.models.weights import load_converted
 from cyclediff.schedule import alpha_bar_from_betas
 
 GOLDEN = Path(__file__).parent / "golden"
+OFFICIAL = {
+    "CycleDiffusion": "ChenWu98/cycle-diffusion@3edb980",
+    "SDEdit": "ermongroup/SDEdit@66a5e44",
+    "DDIB": "suxuann/ddib@89e5c27",
+    "ILVR": "jychoi118/ilvr_adm@9b84f26",
+    "EGSDE": "ML-GSAI/EGSDE@446a957",
+    "Networks": "guided_diffusion/unet.py (ILVR, EGSDE), models/diffusion.py (SDEdit), as diffusers networks",
+}
 
 
 @cache
@@ -26,27 +38,61 @@ def cases(name: str) -> dict[str, dict]:
         return json.loads(file.metadata()["cases"])
 
 
-@cache
-def tiny_network(name: str):
-    """adm_source, adm_target or ddpm_target as a function (xt, t) → eps (and variance)."""
-    state = {k.removeprefix(f"{name}."): v.float() for k, v in golden("tiny_nets").items() if k.startswith(f"{name}.")}
-    if name.startswith("adm"):
-        unet = adm.build(16, 32, (1, 1), 1, (2,), 16)
-        converted = adm.convert(state, unet)
-    else:
-        unet = ddpm.build(16, 32, (1, 1), 1, (8,))
-        converted = ddpm.convert(state, unet)
-    unet.load_state_dict(converted)
+def state_of(name: str, prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v.float() for k, v in golden(name).items() if k.startswith(prefix)}
+
+
+def adm_network(state, order="legacy", **shape):
+    with torch.device("meta"):
+        unet = adm.build(**shape)
+    split = partial(adm.split_qkv, head_channels=shape["num_head_channels"], order=order)
+    load_converted(unet, state, adm.names(unet.config, unet.state_dict()), "golden", split)
     unet.eval().requires_grad_(False)
     return lambda xt, t: unet(xt, t).sample
 
 
-def tiny_denoiser(name: str, betas: Tensor) -> EpsDenoiser:
-    return EpsDenoiser(tiny_network(name), alpha_bar_from_betas(betas))
+def ddpm_network(state, **shape):
+    with torch.device("meta"):
+        unet = ddpm.build(**shape)
+    load_converted(unet, state, ddpm.names(len(shape["ch_mult"]), unet.state_dict()), "golden")
+    unet.eval().requires_grad_(False)
+    return lambda xt, t: unet(xt, t).sample
+
+
+def domain_classifier(state, **shape) -> DomainClassifier:
+    with torch.device("meta"):
+        network = DomainClassifier(**shape)
+    split = partial(adm.split_qkv, head_channels=shape["num_head_channels"], order="legacy")
+    load_converted(network, state, classifier_names(network), "golden", split)
+    return network.eval().requires_grad_(False)
+
+
+TINY = {"num_res_blocks": 1, "attention_downsampling": (2,), "model_channels": 32, "image_size": 16}
+
+
+@cache
+def tiny_network(name: str):
+    """adm_source, adm_target or ddpm_target as a function (xt, t) → eps (and variance)."""
+    state = state_of("tiny_nets", f"{name}.")
+    if name.startswith("adm"):
+        return adm_network(state, channel_mult=(1, 1), num_head_channels=16, **TINY)
+    return ddpm_network(state, image_size=16, ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(8,))
+
+
+@cache
+def tiny_classifier() -> DomainClassifier:
+    return domain_classifier(
+        state_of("tiny_nets", "dse."), classes=2, channel_mult=(1, 1), num_head_channels=16, **TINY
+    )
+
+
+def tiny_denoiser(name: str, betas: Tensor):
+    kind = LearnedVarianceDenoiser if name.startswith("adm") else EpsDenoiser
+    return kind(tiny_network(name), alpha_bar_from_betas(betas))
 
 
 class RecordedNoise:
-    """Replays recorded draws in their order and insists that all of them are used."""
+    """Replays recorded draws in their order."""
 
     def __init__(self, draws: list[Tensor]):
         self.draws = list(draws)
@@ -65,9 +111,3 @@ def gaussian_denoiser(mean: float, std: float, alpha_bar: Tensor):
         return (1 - ab).sqrt() * (xt - ab.sqrt() * mean) / (ab * std**2 + 1 - ab)
 
     return EpsDenoiser(network, alpha_bar)
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
-    """max|diff| <= tolerance * max(1, max|expected|), the rule of the golden numbers."""
-    limit = tolerance * max(1.0, expected.abs().max().item())
-    assert (actual - expected).abs().max().item() <= limit

@@ -4,15 +4,18 @@ import pytest
 import torch
 
 from baselines.ddib import DDIB, invert
+from baselines.egsde import EGSDE, domain_energy, egsde, gradient, structure_energy
+from baselines.ilvr import ILVR, ilvr
 from baselines.sdedit import SDEdit, sdedit
 from cyclediff.cyclediffusion import CycleDiffusion, encode
-from cyclediff.schedule import respaced_timesteps, spaced_timesteps
+from cyclediff.lowpass import lowpass, resize_matrix
+from cyclediff.schedule import linear_betas, respaced_timesteps, spaced_timesteps
 
-from .nets import RecordedNoise, assert_close, cases, golden, tiny_denoiser
+from .nets import RecordedNoise, cases, golden, tiny_classifier, tiny_denoiser
 
 
 @pytest.mark.parametrize("case", cases("cyclediffusion_pixel"))
-def test_cyclediffusion(case):
+def test_cyclediffusion(case, parity):
     data, config = golden("cyclediffusion_pixel"), cases("cyclediffusion_pixel")[case]
     encoded_in = {"b": "a", "d": "a", "d2": "c"}.get(case, case)  # cases that share an encoding
     draws = [*data[f"{encoded_in}.enc_noise"], *data[f"{case}.dec_noise"][1:]]
@@ -28,24 +31,24 @@ def test_cyclediffusion(case):
     )
     noise = RecordedNoise(draws)
     out = method(data["x0_pm1"][: config["B"]], source, target, noise)
-    assert_close(out, data[f"{case}.out_pm1"])
+    what = "final images: DDIM (eta 0.1 and 1), DDPM, refinement, reconstruction"
+    parity("CycleDiffusion", what, out, data[f"{case}.out_pm1"])
     assert not noise.draws
 
 
 @pytest.mark.parametrize("case", ["a", "c", "e"])
-def test_cyclediffusion_code(case):
+def test_cyclediffusion_code(case, parity):
     data, config = golden("cyclediffusion_pixel"), cases("cyclediffusion_pixel")[case]
     source = tiny_denoiser("adm_source", data[f"{case}.betas"])
     timesteps = spaced_timesteps(len(source.alpha_bar), config["custom_steps"])[-config["es_steps"] :]
     assert timesteps.flip(0).equal(data[f"{case}.seq_inv"])
     noise = RecordedNoise([*data[f"{case}.enc_noise"]])
     z = encode(data["x0_pm1"][: config["B"]], source, timesteps, config["eta"] or 1.0, noise, config["es_steps"] - 1)
-    expected = data[f"{case}.z"]
-    assert (z - expected).abs().max() <= 2e-3 * expected.abs().max()
+    parity("CycleDiffusion", "latent codes z of DPM-Encoder", z, data[f"{case}.z"], 2e-3, relative=True)
 
 
 @pytest.mark.parametrize("case", cases("sdedit"))
-def test_sdedit(case):
+def test_sdedit(case, parity):
     data, config = golden("sdedit"), cases("sdedit")[case]
     target = tiny_denoiser("ddpm_target", data[f"{case}.betas"])
     timesteps = spaced_timesteps(1000, 1000)[-config["t"] :]
@@ -55,26 +58,160 @@ def test_sdedit(case):
     noises = data[f"{case}.noise"].unflatten(0, (config["sample_step"], -1))
     for repeat, samples in enumerate(data[f"{case}.samples"]):
         x = sdedit(guide, target, timesteps, RecordedNoise([*noises[repeat][:-1]]), variance, mask)
-        assert_close(x, samples)
+        parity("SDEdit", "images after each repeat: with and without mask, both fixed variances", x, samples)
         guide = torch.where(mask, guide, x)
 
 
-def test_sdedit_repeats():
+def test_sdedit_repeats(parity):
     data = golden("sdedit")
     target = tiny_denoiser("ddpm_target", data["c.betas"])
     draws = [draw for repeat in data["c.noise"].unflatten(0, (2, -1)) for draw in repeat[:-1]]
-    method = SDEdit(T=1000, t0=16, repeats=2, variance="large")
-    assert_close(method((2 * data["img_01"] - 1)[None], None, target, RecordedNoise(draws)), data["c.samples"][-1])
+    out = SDEdit(T=1000, t0=16, repeats=2, variance="large")(
+        (2 * data["img_01"] - 1)[None], None, target, RecordedNoise(draws)
+    )
+    parity("SDEdit", "final images of two repeats", out, data["c.samples"][-1])
 
 
 @pytest.mark.parametrize("case", cases("ddib"))
-def test_ddib(case):
+def test_ddib(case, parity):
     data, config = golden("ddib"), cases("ddib")[case]
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-    source = tiny_denoiser("adm_source", betas)
-    target = source if config.get("recon") else tiny_denoiser("adm_target", betas)
+    source = tiny_denoiser("adm_source", linear_betas())
+    target = source if config.get("recon") else tiny_denoiser("adm_target", linear_betas())
     timesteps = respaced_timesteps(1000, config["timestep_respacing"])
     assert timesteps.flip(0).equal(data[f"{case}.timestep_map"])
-    assert_close(invert(data["x0_pm1"], source, timesteps), data[f"{case}.latent"])
-    method = DDIB(config["timestep_respacing"], config["clip_decode"])
-    assert_close(method(data["x0_pm1"], source, target, RecordedNoise([])), data[f"{case}.out"])
+    parity("DDIB", "latents", invert(data["x0_pm1"], source, timesteps), data[f"{case}.latent"])
+    out = DDIB(config["timestep_respacing"], config["clip_decode"])(data["x0_pm1"], source, target, RecordedNoise([]))
+    parity("DDIB", "final images: respacings 20, 50, ddim50, with and without clipping", out, data[f"{case}.out"])
+
+
+@pytest.mark.parametrize("down_N", [2, 4, 8, 16, 32])
+def test_ilvr_lowpass(down_N, parity):
+    x = golden("ilvr")["lp64.x"]
+    shrink = resize_matrix(64, 1 / down_N, "cubic").float()
+    parity("ILVR", "low-pass filter, shrunk, N = 2 … 32", shrink @ x @ shrink.T, golden("ilvr")[f"lp64.down{down_N}"])
+    parity("ILVR", "low-pass filter, N = 2 … 32", lowpass(x, down_N, "cubic"), golden("ilvr")[f"lp64.lp{down_N}"])
+
+
+def test_ilvr_lowpass_at_256(parity):
+    x = golden("ilvr")["lp256.x"].float()
+    parity("ILVR", "low-pass filter at 256×256, N = 32", lowpass(x, 32, "cubic"), golden("ilvr")["lp256.lp32"])
+
+
+@pytest.mark.parametrize("down_N", [2, 8])
+def test_ilvr_lowpass_weights(down_N):
+    """The first output pixel's weights, with mirrored pixels folded together."""
+    data = golden("ilvr")
+    row = torch.zeros(64).index_add_(
+        0, data[f"lp64.down{down_N}_fov_row0"].long(), data[f"lp64.down{down_N}_weights_row0"]
+    )
+    assert (resize_matrix(64, 1 / down_N, "cubic")[0] - row).abs().max() < 1e-7
+
+
+def ilvr_case(case):
+    data, config = golden("ilvr"), cases("ilvr")[case]
+    return data["ref_img"], data[f"loop_{case}.noise"][:-1], data[f"loop_{case}.final"], config  # drawn, not used: last
+
+
+@pytest.mark.parametrize("case", cases("ilvr"))
+def test_ilvr(case, parity):
+    reference, draws, final, config = ilvr_case(case)
+    target = tiny_denoiser("adm_target", linear_betas())
+    noise = RecordedNoise([*draws])
+    out = ILVR(config["timestep_respacing"], config["down_N"], config["range_t"])(reference, None, target, noise)
+    parity("ILVR", "final images: learned variance, range_t 0 and 7, 20 of 1000 steps", out, final)
+    assert not noise.draws
+    assert respaced_timesteps(1000, "20").flip(0).equal(golden("ilvr")[f"loop_{case}.timestep_map"])
+
+
+def test_ilvr_golden_case_needs_the_learned_variance():
+    """The numbers can tell: DDPM's fixed variance lands elsewhere."""
+    reference, draws, final, config = ilvr_case("a")
+    target = tiny_denoiser("adm_target", linear_betas())
+    timesteps = respaced_timesteps(1000, config["timestep_respacing"])
+    out = ilvr(reference, target, timesteps, config["down_N"], 0, RecordedNoise([*draws]), variance="small")
+    assert (out - final).abs().max() > 1e-2
+
+
+def energies(y, xt, t):
+    """The four energies of EGSDE's isolated step, by their golden names."""
+    extractor = tiny_classifier().features
+    return {
+        "E1_cosine": lambda: domain_energy(y, xt, t, extractor, "cosine"),
+        "E1_neg_l2": lambda: domain_energy(y, xt, t, extractor, "neg_l2"),
+        "E2_neg_l2": lambda: structure_energy(y, xt, 4, "neg_l2"),
+        "E2_cosine": lambda: structure_energy(y, xt, 4, "cosine"),
+    }
+
+
+@pytest.mark.parametrize("name", ["E1_cosine", "E1_neg_l2", "E2_neg_l2", "E2_cosine"])
+def test_egsde_energies_and_gradients(name, parity):
+    data = golden("egsde")
+    y, xt, t = data["step.y"], data["step.xt"], int(data["step.t"][0])
+    what = "energies, both similarities"
+    parity("EGSDE", what, energies(y, xt, t)[name](), data[f"step.{name}"], relative=True)
+    slope = gradient(lambda leaf, xt, t: energies(leaf, xt, t)[name](), y, xt, t)
+    parity("EGSDE", "gradients of the energies", slope, data[f"step.grad_{name}"], 1e-3, relative=True)
+
+
+def test_egsde_features_and_lowpass(parity):
+    data = golden("egsde")
+    for side in ("y", "xt"):
+        features = tiny_classifier().features(data[f"step.{side}"], data["step.t"])
+        parity("EGSDE", "domain-specific features", features, data[f"step.dse_{side}"])
+        parity("EGSDE", "low-pass filter", lowpass(data[f"step.{side}"], 4, "linear"), data[f"step.lp_{side}"])
+
+
+@pytest.mark.parametrize("kind", ["ADM", "DDPM"])
+@pytest.mark.parametrize(("name", "weights"), {"full": (500, 2), "ls_only": (500, 0), "li_only": (0, 2)}.items())
+def test_egsde_weights(kind, name, weights, parity):
+    """The isolated step: what each weight adds to the unguided step."""
+    data = golden("egsde")
+    y, xt, t = data["step.y"], data["step.xt"], int(data["step.t"][0])
+    beta = data["step.betas"][t].item()
+    method = EGSDE(40, 20, *weights, down_N=4, extractor=tiny_classifier().features)
+    shift = beta / (1 - beta) ** 0.5 * gradient(method.energy, y, xt, t)
+    out = data[f"step.out_{kind}_none"] - shift
+    parity("EGSDE", "one guided step: both weights, either alone", out, data[f"step.out_{kind}_{name}"])
+
+
+@pytest.mark.parametrize("case", cases("egsde"))
+def test_egsde(case, parity):
+    data, config = golden("egsde"), cases("egsde")[case]
+    target = tiny_denoiser(f"{config['diffusionmodel'].lower()}_target", data[f"{case}.betas"])
+    method = EGSDE(
+        T=len(target.alpha_bar),
+        t0=config["t"],
+        lambda_s=config["ls"],
+        lambda_i=config["li"],
+        down_N=config["down_N"],
+        extractor=tiny_classifier().features,
+        repeats=config["sample_step"],
+    )
+    x0 = 2 * data["src_01"][: config["B"]] - 1
+    repeats = data[f"{case}.noise"].unflatten(0, (config["sample_step"], -1))
+    noise = RecordedNoise([draw for repeat in repeats for draw in repeat[:-1]])
+    out = method(x0, None, target, noise)
+    what = "final images: ADM and DDPM networks, one and two repeats, two schedules"
+    parity("EGSDE", what, out, data[f"{case}.final_pm1"][-1])
+    assert not noise.draws
+
+
+def test_egsde_after_each_repeat(parity):
+    data, config = golden("egsde"), cases("egsde")["b"]
+    target = tiny_denoiser("ddpm_target", data["b.betas"])
+    method = EGSDE(40, config["t"], 500, 2, config["down_N"], tiny_classifier().features)
+    x0 = y = 2 * data["src_01"][:1] - 1
+    for repeat, draws in enumerate(data["b.noise"].unflatten(0, (2, -1))):
+        timesteps = spaced_timesteps(40, 40)[-config["t"] :]
+        y = egsde(y, x0, target, timesteps, method.energy, RecordedNoise([*draws[:-1]]))
+        parity("EGSDE", "images after each repeat", y, data["b.final_pm1"][repeat])
+
+
+def test_egsde_without_energies_is_sdedit(parity):
+    """As golden section 3 says: with both weights 0 the two official codes compute the same."""
+    data = golden("sdedit")
+    target = tiny_denoiser("ddpm_target", data["a.betas"])
+    guide = (2 * data["img_01"] - 1).expand(2, -1, -1, -1)
+    method = EGSDE(1000, 20, 0.0, 0.0, 4, tiny_classifier().features)
+    out = method(guide, None, target, RecordedNoise([*data["a.noise"][:-1]]))
+    parity("EGSDE", "both weights 0, against SDEdit's official numbers", out, data["a.samples"][0])

@@ -1,27 +1,32 @@
 """DDPM UNets (arXiv 2006.11239, as SDEdit and EGSDE use them) as diffusers networks."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
 
 from diffusers.models.unets.unet_2d import UNet2DModel
-from torch import Tensor
 
-RESNET = {"temb_proj": "time_emb_proj", "nin_shortcut": "conv_shortcut"}
-ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+LAYERS = {  # diffusers → DDPM, within a block
+    "time_emb_proj": "temb_proj",
+    "conv_shortcut": "nin_shortcut",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
 ENDS = {
-    "temb.dense.0": "time_embedding.linear_1",
-    "temb.dense.1": "time_embedding.linear_2",
+    "time_embedding.linear_1": "temb.dense.0",
+    "time_embedding.linear_2": "temb.dense.1",
     "conv_in": "conv_in",
-    "norm_out": "conv_norm_out",
+    "conv_norm_out": "norm_out",
     "conv_out": "conv_out",
-    "mid.block_1": "mid_block.resnets.0",
-    "mid.attn_1": "mid_block.attentions.0",
-    "mid.block_2": "mid_block.resnets.1",
+    "mid_block.resnets.0": "mid.block_1",
+    "mid_block.attentions.0": "mid.attn_1",
+    "mid_block.resnets.1": "mid.block_2",
 }
 
 
 def build(
-    image_size: int, ch: int, ch_mult: tuple[int, ...], num_res_blocks: int, attn_resolutions: tuple[int, ...]
+    image_size: int, ch: int, ch_mult: Sequence[int], num_res_blocks: int, attn_resolutions: Sequence[int]
 ) -> UNet2DModel:
     """The diffusers network that equals a DDPM UNet.
 
@@ -48,34 +53,27 @@ def build(
     )
 
 
-def convert(state: Mapping[str, Tensor], unet: UNet2DModel) -> dict[str, Tensor]:
-    """Rename a DDPM state dict for `unet`, from `build`.
+def names(levels: int, parameters: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """DDPM's name of each tensor → its name in diffusers.
 
-    Raises:
-        ValueError: if a key belongs to no layer of the network.
+    Args:
+        levels: of the UNet, from `build`.
+        parameters: names in diffusers.
     """
-    levels = len(cast(Any, unet.config).block_out_channels)
-    converted: dict[str, Tensor] = {}
-    for key, value in state.items():
-        head, _, kind = key.rpartition(".")
-        block, layer = _place(head, levels)
-        if "attentions" in block:
-            layer = ATTENTION[layer]
-            value = value.flatten(1) if kind == "weight" and value.dim() == 4 else value  # 1×1 convolutions
-        converted[".".join(filter(None, (block, RESNET.get(layer, layer), kind)))] = value
-    return converted
+    found = {}
+    for name in parameters:
+        place, _, kind = name.rpartition(".")
+        found[f"{_place(place, levels)}.{kind}"] = (name,)
+    return found
 
 
-def _place(key: str, levels: int) -> tuple[str, str]:
-    """Split the name of a layer into its block's name in diffusers and the rest."""
-    for prefix, block in ENDS.items():
-        if key == prefix or key.startswith(f"{prefix}."):
-            return block, key.removeprefix(prefix).removeprefix(".")
-    match key.split("."):
-        case ["down" | "up" as side, level, "block" | "attn" as kind, index, layer]:
-            block = f"{'resnets' if kind == 'block' else 'attentions'}.{index}"
-        case ["down" | "up" as side, level, "downsample" | "upsample" as kind, layer]:
-            block = f"{kind}rs.0"
-        case _:
-            raise ValueError(f"{key} belongs to no layer of a DDPM network; check the network's configuration")
-    return f"{side}_blocks.{int(level) if side == 'down' else levels - 1 - int(level)}.{block}", layer
+def _place(name: str, levels: int) -> str:
+    """A layer's name in DDPM."""
+    for ours, theirs in ENDS.items():
+        if name == ours or name.startswith(f"{ours}."):
+            layer = name.removeprefix(ours).removeprefix(".")
+            return ".".join(filter(None, (theirs, LAYERS.get(layer, layer))))
+    side, level, kind, index, layer = name.split(".", 4)
+    level = int(level) if side == "down_blocks" else levels - 1 - int(level)  # both sides counted from the image
+    block = {"resnets": f"block.{index}", "attentions": f"attn.{index}"}.get(kind, kind.removesuffix("rs"))
+    return f"{side.removesuffix('_blocks')}.{level}.{block}.{LAYERS.get(layer, layer)}"

@@ -1,5 +1,6 @@
-"""The embedded world's unconditional networks: DDPMs small enough to train on two CPU cores and to ship."""
+"""The embedded world's networks, small enough to train on two CPU cores and to ship: DDPMs and EGSDE's classifier."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import cast
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cyclediff.denoiser import X0Denoiser, blend_x0
+from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.pixel import PixelModel
 from cyclediff.models.weights import load_weights
 from cyclediff.schedule import alpha_bar_from_betas, linear_betas
@@ -89,3 +91,41 @@ def load(path: str, device: str = "cpu") -> PixelModel:
     load_weights(network, load_file(path), path)
     network.eval().requires_grad_(False).to(device)
     return PixelModel(X0Denoiser(network, alpha_bar_from_betas(linear_betas()), X0_ERROR), SIZE)
+
+
+class PetsClassifier(nn.Module):
+    """Cat or dog? For noisy images at 64×64: EGSDE's domain classifier on 4×4 patches."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = DomainClassifier(
+            image_size=SIZE // PATCH,
+            classes=2,
+            model_channels=64,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            attention_downsampling=(2,),
+            num_head_channels=32,
+            in_channels=3 * PATCH**2,
+        )
+
+    def features(self, xt: Tensor, t: Tensor) -> Tensor:
+        """Feature map (n, 128, 8, 8)."""
+        return self.network.features(F.pixel_unshuffle(xt, PATCH), t)
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
+        """Logits of cat and dog, (n, 2)."""
+        return self.network(F.pixel_unshuffle(xt, PATCH), t)
+
+
+@cache
+def load_classifier(path: str, device: str = "cpu") -> PetsClassifier:
+    """The shipped domain classifier; loaded once per process."""
+    network = PetsClassifier()
+    load_weights(network, load_file(path), path)
+    return network.eval().requires_grad_(False).to(device)
+
+
+def load_extractor(path: str, device: str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:
+    """EGSDE's domain-specific extractor: the classifier's feature map."""
+    return load_classifier(path, device).features

@@ -1,27 +1,111 @@
-"""Weights into networks: all of them, or a sentence."""
+"""Weights into networks: every tensor used and none left over, or a sentence."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from cyclediff.errors import UserError
 
+Names = Mapping[str, tuple[str, ...]]  # a checkpoint's name of a tensor → the network's names of its parts
+Split = Callable[[Tensor], Sequence[Tensor]]
+SHOWN = 3
+
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load a state dict as float32; every parameter must be there in its shape, and nothing else.
+    """Load a state dict under the network's own names, as float32.
 
     Raises:
-        UserError: if it is not; names the first keys that are wrong.
+        UserError: if a tensor is missing, unknown, of another shape or not finite.
     """
-    wanted = network.state_dict()
-    wrong = {
+    load_converted(network, state, {key: (key,) for key in network.state_dict()}, origin)
+
+
+def load_converted(
+    network: nn.Module, state: Mapping[str, Tensor], names: Names, origin: str, split: Split | None = None
+) -> None:
+    """Load a state dict under its official names, as float32.
+
+    Args:
+        network: may be on the meta device; its parameters are replaced.
+        state: official name → tensor.
+        names: official name → the network's name, or names of the parts that `split` makes of the tensor.
+        origin: the file, for messages.
+        split: cuts a tensor that the network holds in parts.
+
+    Raises:
+        UserError: if a tensor is missing, unexpected, of another shape or not finite; names the first three of each.
+    """
+    own = network.state_dict()
+    assert sorted(own) == sorted(part for parts in names.values() for part in parts)
+    wanted = {key: _shape(own, parts) for key, parts in names.items()}
+    faults = {
         "missing": wanted.keys() - state.keys(),
-        "unknown": state.keys() - wanted.keys(),
-        "of another shape": {k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape},
+        "unexpected": state.keys() - wanted.keys(),
+        "of another shape": {k for k in wanted.keys() & state.keys() if _plain(state[k].shape) != wanted[k]},
     }
-    faults = [f"{len(keys)} {what} (as {min(keys)})" for what, keys in wrong.items() if keys]
-    if faults:
+    told = [
+        f"{len(keys)} {what} ({', '.join(_with_shapes(key, state, wanted, what) for key in sorted(keys)[:SHOWN])}"
+        f"{', …' if len(keys) > SHOWN else ''})"
+        for what, keys in faults.items()
+        if keys
+    ]
+    if told:
+        found = recognise(state)
+        hint = f"it looks like {found}" if found else "it is no network known here"
         raise UserError(
-            f"{origin} does not hold a {type(network).__name__}: {', '.join(faults)} tensors; choose its file"
+            f"{origin} does not fit this configuration: {'; '.join(told)}; {hint}, choose the model that matches it"
         )
-    network.load_state_dict({key: value.float() for key, value in state.items()})
+    for key, value in state.items():
+        if not value.isfinite().all():
+            raise UserError(f"{origin} holds NaN or Inf in {key}; the file is damaged, get it again")
+    converted = {}
+    for key, parts in names.items():
+        values = split(state[key]) if split and len(parts) > 1 else [state[key]]
+        for part, value in zip(parts, values, strict=True):
+            converted[part] = value.reshape(own[part].shape).to(torch.float32)
+    network.load_state_dict(converted, assign=True)
+
+
+def recognise(state: Mapping[str, Tensor]) -> str | None:
+    """What a state dict most likely is, for people who chose another."""
+
+    def channels(key: str, axis: int) -> int:
+        return state[key].shape[axis] if key in state and state[key].dim() > axis else 0
+
+    width = channels("input_blocks.0.0.weight", 0)
+    if "I2Iout.0.weight" in state:
+        return f"EGSDE's domain classifier of width {width}"
+    if "out.2.c_proj.weight" in state:
+        return f"a guided-diffusion classifier of width {width}"
+    if width:
+        reads, gives = channels("input_blocks.0.0.weight", 1), channels("out.2.weight", 0)
+        kind = "class-conditional guided-diffusion (ADM)" if "label_emb.weight" in state else "guided-diffusion (ADM)"
+        variance = "with" if gives == 2 * reads else "without"
+        return f"a {kind} network of width {width} that reads {reads} channels, {variance} a learned variance"
+    if "temb.dense.0.weight" in state:
+        return f"a DDPM network (as SDEdit and EGSDE use them) of width {channels('conv_in.weight', 0)}"
+    if any(key.startswith("model.diffusion_model.") for key in state):
+        return "a latent diffusion (Stable Diffusion) checkpoint"
+    if "time_embedding.linear_1.weight" in state:
+        return "a diffusers network"
+    if "Mixed_5b.branch1x1.conv.weight" in state:
+        return "an Inception network"
+    return None
+
+
+def _plain(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape without trailing ones: 1×1 convolutions and linear layers hold the same numbers."""
+    sizes = list(shape)
+    while len(sizes) > 1 and sizes[-1] == 1:
+        sizes.pop()
+    return tuple(sizes)
+
+
+def _shape(own: Mapping[str, Tensor], parts: tuple[str, ...]) -> tuple[int, ...]:
+    first, *rest = (_plain(own[part].shape) for part in parts)
+    return (first[0] * len(parts), *first[1:]) if rest else first
+
+
+def _with_shapes(key: str, state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], what: str) -> str:
+    return f"{key} {tuple(state[key].shape)} for {wanted[key]}" if what == "of another shape" else key

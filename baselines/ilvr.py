@@ -1,0 +1,110 @@
+"""ILVR (arXiv 2108.02938): sample the target model while its low frequencies are held to the source image's."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from cyclediff.denoiser import Denoiser, VarianceDenoiser
+from cyclediff.lowpass import lowpass
+from cyclediff.method import NoiseSource
+from cyclediff.schedule import respaced_timesteps
+from cyclediff.steps import batch_of, ddpm_sigma, posterior_step, predict_x0, q_sample, transitions
+
+Variance = Literal["learned", "small", "large"]
+
+
+@dataclass(frozen=True)
+class ILVR:
+    """ILVR with ancestral sampling, as in the official code.
+
+    Args:
+        timesteps: in the respacing notation of `respaced_timesteps`, for example "100".
+        down_N: factor of the low-pass filter; the larger, the less of the source is kept.
+        range_t: steps with an index (counted from the clean end, 0 is the last) above it are conditioned.
+        variance: of a step: the network's own ("learned"), or DDPM's fixed "small" or "large".
+        clip_denoised: clamp x0_hat to [-1, 1]; for pixel-space models.
+        name: the stem of its file in conf/method.
+    """
+
+    timesteps: str
+    down_N: int
+    range_t: int = 0
+    variance: Variance = "learned"
+    clip_denoised: bool = True
+    name: str = "ilvr"
+    uses: ClassVar[frozenset[str]] = frozenset({"target"})
+
+    def __post_init__(self):
+        if self.variance not in ("learned", "small", "large"):
+            raise ValueError(f"variance must be learned, small or large; got {self.variance!r}")
+        if self.range_t < 0:
+            raise ValueError(f"range_t must be at least 0 (0 conditions all steps but the last); got {self.range_t}")
+
+    def __call__(self, x0: Tensor, source: Denoiser | None, target: Denoiser, noise: NoiseSource) -> Tensor:
+        """Translate x0 (n, c, h, w)."""
+        timesteps = respaced_timesteps(len(target.alpha_bar), self.timesteps)
+        return ilvr(x0, target, timesteps, self.down_N, self.range_t, noise, self.variance, self.clip_denoised)
+
+
+def ilvr(
+    reference: Tensor,
+    target: Denoiser,
+    timesteps: Tensor,
+    down_N: int,
+    range_t: int,
+    noise: NoiseSource,
+    variance: Variance = "learned",
+    clip_denoised: bool = True,
+) -> Tensor:
+    """Algorithm 1 of the paper: x_{t-1} ← x_{t-1} - phi_N(x_{t-1}) + phi_N(y).
+
+    As released, y is the reference noised to level t, where the paper has t - 1.
+
+    Args:
+        reference: the source image (n, c, h, w).
+        target: denoiser of the target domain; a VarianceDenoiser where `variance` is "learned".
+        timesteps: int64, decreasing.
+        down_N: factor of the low-pass filter.
+        range_t: steps with an index above it are conditioned.
+        noise: source of randomness; one draw for x_T, and per step one, followed by one for y where it is conditioned.
+        variance: of a step.
+        clip_denoised: clamp x0_hat to [-1, 1].
+
+    Raises:
+        ValueError: if the network has no learned variance to use.
+    """
+    x = noise.randn_like(reference)
+    for step, (t, alpha_bar, alpha_bar_prev) in enumerate(transitions(target.alpha_bar, timesteps)):
+        index = len(timesteps) - 1 - step
+        eps, sigma = _predict(x, t, target, alpha_bar, alpha_bar_prev, variance)
+        x0_hat = predict_x0(x, eps, alpha_bar)
+        if clip_denoised:
+            x0_hat = x0_hat.clamp(-1, 1)
+        x = posterior_step(x, x0_hat, alpha_bar, alpha_bar_prev, ddpm_sigma(alpha_bar, alpha_bar_prev, "small"), 0.0)
+        if index > 0:
+            x = x + sigma * noise.randn_like(x)
+        if index > range_t:
+            y = q_sample(reference, alpha_bar, noise.randn_like(x))
+            x = x + lowpass(y - x, down_N, "cubic")
+    return x
+
+
+def _predict(
+    x: Tensor, t: int, target: Denoiser, alpha_bar: float, alpha_bar_prev: float, variance: Variance
+) -> tuple[Tensor, Tensor | float]:
+    """(eps, sigma_t); the learned variance is interpolated in its logarithm (arXiv 2102.09672, Eq. 15)."""
+    if variance != "learned":
+        return target(x, batch_of(t, x)), ddpm_sigma(alpha_bar, alpha_bar_prev, variance)
+    if not isinstance(target, VarianceDenoiser):
+        raise ValueError(
+            "variance=learned needs a network that predicts its variance (learn_sigma), and the target model does not; "
+            "choose method.variance=small"
+        )
+    eps, fraction = target.with_variance(x, batch_of(t, x))
+    if alpha_bar_prev == 1:
+        return eps, 0.0
+    small = math.log(ddpm_sigma(alpha_bar, alpha_bar_prev, "small"))
+    large = math.log(ddpm_sigma(alpha_bar, alpha_bar_prev, "large"))
+    return eps, (fraction * (large - small) + small).exp()
