@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import resource
 import sys
 from pathlib import Path
@@ -37,11 +38,12 @@ def make_cell(cfg: DictConfig) -> None:
     task_folder = Path(cfg.paths.outputs) / cfg.task.name
     sources = prepare(cfg, task_folder / "data")
     run = results.Run(task_folder, identity(cfg, sources))
+    overrides = HydraConfig.get().overrides.task
     record = results.provenance() | {
         "embedded": cfg.task.embedded,
         "checkpoints": {name: fingerprint(path, ASSETS) for name, path in weights.items()},
         "data": sources.record(),
-        "published_settings": not any(o.startswith(("method.", "task.")) for o in HydraConfig.get().overrides.task),
+        "published_settings": not any(re.match(r"\+*(method\.|task\.|steps|protocol\.)", o) for o in overrides),
     }
     if not run.is_finished(record, cfg.allow_code_change):
         method = make_method(cfg, weights)
@@ -58,15 +60,15 @@ def make_cell(cfg: DictConfig) -> None:
 
 def check(cfg: DictConfig) -> None:
     """Insist on settings that make sense together."""
+    if cfg.task.embedded != (cfg.protocol.judge is not None):
+        fitting = "protocol=pets" if cfg.task.embedded else "protocol=cyclediffusion or protocol=egsde"
+        raise UserError(f"task {cfg.task.name} is not scored by protocol {cfg.protocol.name}; choose {fitting}")
     for key, least in {"batch_size": 1, "seed": 0}.items():
         cli.check_number(cfg, key, least)
     if cfg.task.embedded:
         cli.check_number(cfg, "task.reference_count", 2)
     if cfg.data.limit is not None or cfg.data.source == PETS:
         cli.check_number(cfg, "data.limit", 1)
-    if cfg.task.embedded != (cfg.protocol.judge is not None):
-        fitting = "protocol=pets" if cfg.task.embedded else "protocol=cyclediffusion or protocol=egsde"
-        raise UserError(f"task {cfg.task.name} is not scored by protocol {cfg.protocol.name}; choose {fitting}")
 
 
 def find_weights(cfg: DictConfig) -> dict[str, Path]:
@@ -75,14 +77,15 @@ def find_weights(cfg: DictConfig) -> dict[str, Path]:
     if cfg.protocol.features and cfg.data.reference:
         nodes["features"] = cfg.protocol.features
     paths = {part: locate(node.path) for part, node in nodes.items() if node.path}
-    folders = [locate(folder) for folder in (cfg.data.source, cfg.data.reference) if folder and folder != PETS]
+    own = [folder for part in ("source", "reference") if (folder := cfg.data[part]) == cfg.task[part]]
+    folders = [locate(folder) for folder in own if folder != PETS]
     uses = {method: needs(method) for method in sorted(Path(CONFIG, "method").glob("*.yaml"))}
     mine = uses[Path(CONFIG, "method", f"{cfg.method.name}.yaml")]
     if mine - paths.keys():
         others = ", ".join(method.stem for method, parts in uses.items() if not parts - paths.keys())
         raise UserError(
-            f"{cfg.method.name} needs a {min(mine - paths.keys())} model, and none is known for {cfg.task.name}; choose "
-            f"method={others}, or name one: model@task.source_model=diffusers task.source_model.path=FOLDER"
+            f"{cfg.method.name} needs a {min(mine - paths.keys())} model, and none is known for {cfg.task.name}; "
+            f"choose method={others}, or name one: model@task.source_model=diffusers task.source_model.path=FOLDER"
         )
     mine = {part: path for part, path in paths.items() if part in mine | {"features"}}
     hub = {part for part in mine if str(nodes[part].get("_target_")).endswith("load_diffusers")}

@@ -1,4 +1,4 @@
-"""EGSDE (arXiv 2207.06635): SDEdit guided by two energies, "look less like the source domain" and "keep the picture"."""
+"""EGSDE (arXiv 2207.06635): SDEdit guided by two energies: lose the source domain, keep the picture."""
 
 import math
 from collections.abc import Callable
@@ -114,7 +114,7 @@ def egsde(
 
 
 def gradient(energy: Callable[[Tensor, Tensor, int], Tensor], y: Tensor, xt: Tensor, t: int) -> Tensor:
-    """d energy / d y of each image: one backward pass for both energies."""
+    """D energy / d y of each image: one backward pass for both energies."""
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
         return torch.autograd.grad(energy(leaf, xt, t).sum(), leaf)[0]

@@ -126,5 +126,8 @@ def missing_screen(task: str, needed: Iterable[Path], assets: dict[str, Asset], 
             ways = [*asset.direct_urls(), *asset.by_hand()]
             more = f"  (+ {len(ways) - 1} more)" if len(ways) > 1 else ""
             lines += [f"      {asset.what}; sha256 {asset.sha256 or 'not pinned yet'}", f"      {ways[0]}{more}"]
-    lines += [f"here: {', '.join(here) or 'none'}", f"get:  python scripts/assets.py fetch {task}; `status {task}` lists all"]
+    lines += [
+        f"here: {', '.join(here) or 'none'}",
+        f"get:  python scripts/assets.py fetch {task}; `status {task}` lists all",
+    ]
     return "\n".join([*lines, f"run:  {hint}"])

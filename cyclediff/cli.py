@@ -4,6 +4,7 @@ import difflib
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from hydra import compose, initialize_config_dir
@@ -75,21 +76,27 @@ def explain(error: Exception, overrides: list[str], config_dir: str) -> str:
         return f"{error.override!r} is not a setting; write KEY=VALUE, for example method=sdedit"
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         for override in overrides:
-            unknown = _unknown_key(override, config_dir)
+            unknown = _unknown_key(override, overrides, config_dir)
             if unknown:
                 return unknown
     return " ".join(str(error).split())
 
 
-def _unknown_key(override: str, config_dir: str) -> str | None:
+def _unknown_key(override: str, overrides: list[str], config_dir: str) -> str | None:
     """The sentence for an override whose key is not in the configuration, if that is what is wrong with it."""
     try:
         key = OverridesParser.create().parse_override(override).key_or_group
     except HydraException:
         return None
+    if Path(config_dir, key.split("@")[0]).is_dir():
+        return None  # a group: Hydra's own message says what is wrong with it
+    chosen = [o for o in overrides if Path(config_dir, o.lstrip("+~").split("=")[0].split("@")[0]).is_dir()]
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir, version_base=None):
-        node: Any = compose("config")
+        try:
+            node: Any = compose("config", chosen)
+        except (HydraException, OmegaConfBaseException):
+            return None
     parts = key.split(".")
     for depth, part in enumerate(parts):
         if not isinstance(node, DictConfig) or part not in node:

@@ -131,7 +131,9 @@ def check_dataset(folder: Path, expected: Expected) -> None:
         if expected.suffix and path.suffix.lower() != expected.suffix:
             raise UserError(f"{folder} should hold {expected.name}, {expected.suffix} files; got {path.name}; {advice}")
     if expected.count is not None and len(paths) != expected.count:
-        raise UserError(f"{folder} should hold the {expected.count} images of {expected.name}; got {len(paths)}; {advice}")
+        raise UserError(
+            f"{folder} should hold the {expected.count} images of {expected.name}; got {len(paths)}; {advice}"
+        )
     for path in paths if expected.size else ():
         size = image_size(path)
         if size != (expected.size, expected.size):
@@ -175,7 +177,9 @@ def list_images(folder: Path) -> list[Path]:
         UserError: if the folder is missing or holds no image.
     """
     if not folder.is_dir():
-        raise UserError(f"data.source must be {PETS} or a folder of images; {folder} does not exist or is a file")
+        raise UserError(
+            f"{folder} does not exist or is no folder; data.source and data.reference are folders of images"
+        )
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not paths:
         raise UserError(f"there is no image in {folder}; expected files ending in {' '.join(SUFFIXES)}")

@@ -1,4 +1,4 @@
-"""Files from mirrors that break: resumed, checked, and under their name only when whole; archives that cannot escape."""
+"""Files from mirrors that break, resumed and checked, named only when whole; archives that cannot escape."""
 
 import json
 import stat
@@ -16,7 +16,7 @@ from cyclediff.errors import UserError
 
 CHUNK = 1 << 16  # a chunk that a broken connection cuts is lost
 TRIES = 5  # in a row without a new byte
-Check = Callable[[Path], None]
+Check = Callable[[Path], object]
 Report = Callable[[int, int | None], None]
 
 

@@ -44,7 +44,7 @@ class Meter:
         if not out.isfinite().all():
             row = int(out.flatten(1).isfinite().all(1).logical_not().nonzero()[0])
             raise UserError(
-                f"the {side} network gave NaN or Inf for image {self.ids[row % len(self.ids)]} at timestep {int(t[row])}; "
-                "finished images are kept, check method.* and the weights"
+                f"the {side} network gave NaN or Inf for image {self.ids[row % len(self.ids)]} at timestep "
+                f"{int(t[row])}; finished images are kept, check method.* and the weights"
             )
         return out

@@ -62,7 +62,9 @@ def translate(
                 raise UserError(str(error)) from error
             if not out.isfinite().all():
                 bad = [i for i, image in zip(ids, out, strict=True) if not image.isfinite().all()]
-                raise UserError(f"{method.name} gave NaN or Inf for image {bad[0]}; finished images are kept, check method.*")
+                raise UserError(
+                    f"{method.name} gave NaN or Inf for image {bad[0]}; finished images are kept, check method.*"
+                )
             for image_id, picture in zip(ids, to_uint8(models["target"].decode(out)), strict=True):
                 write_png(to_pil(picture), run.image(image_id))
             run.log_batch(

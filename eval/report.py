@@ -92,11 +92,20 @@ def _section(runs: list[tuple[dict, dict]], protocols: dict[str, str], digest: s
     warnings = []
     if random:
         title = f"RANDOM WEIGHTS – {title}"
-        warnings.append(f"RANDOM WEIGHTS ({', '.join(random)}): these numbers show that the program runs, nothing else.")
+        warnings.append(
+            f"RANDOM WEIGHTS ({', '.join(random)}): these numbers show that the program runs, nothing else."
+        )
     if first["embedded"]:
-        warnings.append("Embedded world: small networks trained by this project; not comparable with any paper's numbers.")
+        warnings.append(
+            "Embedded world: small networks trained by this project; not comparable with any paper's numbers."
+        )
+    changed = [label for label, values in rows if not values["published_settings"]]
+    if changed and not first["embedded"]:
+        warnings.append(f"Not the published settings: {', '.join(changed)}.")
     if n < 2048 and "fid" in protocols:
-        warnings.append(f"FID from {n} {'image' if n == 1 else 'images'} is biased upwards; compare it within this table only.")
+        warnings.append(
+            f"FID from {n} {'image' if n == 1 else 'images'} is biased upwards; compare it within this table only."
+        )
     if "fid" not in protocols:
         warnings.append("No FID and KID: there is no reference set (data.reference).")
     notes = [f"{c.header}: {protocols[c.key]}" for c in columns]

@@ -2,8 +2,8 @@
 
     python scripts/make_random_checkpoints.py cat2dog --checkpoints outputs/random
 
-Names, shapes and formats are those of the published files. Every file carries a mark in its weights, and whatever is made with
-one says RANDOM WEIGHTS. Existing files are not overwritten.
+Names, shapes and formats are those of the published files. Every file carries a mark in its weights, and whatever is
+made with one says RANDOM WEIGHTS. Existing files are not overwritten.
 """
 
 import argparse

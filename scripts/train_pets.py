@@ -30,14 +30,19 @@ from cyclediff.images import to_uint8
 from cyclediff.models.pets import SIZE, PetsClassifier, PetsUNet, load
 from cyclediff.pets.render import FACTORS, SPECIES, render, sample_factors
 from cyclediff.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
-from eval.features import DOMAIN, PetsJudge, load_pets_judge, observe
+from eval.pets import DOMAIN, PetsJudge, load_pets_judge, observe
 
 FIRST_ERROR = 0.03  # of blend_x0 while the patch network learns alone
 BLIND_BELOW = 0.15
 SECOND_STEPS = 2600
 WEIGHTS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
 CHECKPOINTS = Path("outputs/training")
-SEEDS = {"cat": 11, "dog": 22, "judge": 33, "classifier": 44}  # of data, initialisation and noise; evaluation draws from other seeds
+SEEDS = {
+    "cat": 11,
+    "dog": 22,
+    "judge": 33,
+    "classifier": 44,
+}  # of data, initialisation and noise; evaluation draws from other seeds
 
 
 def diffusion_loss(
@@ -105,7 +110,7 @@ def train_diffusion(species: str, images: int = 20_000, batch: int = 32) -> None
 
 
 def train_judge(steps: int = 3000, images: int = 12_000, batch: int = 64, lr: float = 1e-3) -> None:
-    """Train the observer of `eval.features` on pairs of counterparts, half of them degraded."""
+    """Train the observer of `eval.pets` on pairs of counterparts, half of them degraded."""
     generator = torch.Generator().manual_seed(SEEDS["judge"])
     factors = sample_factors(images, generator)
     pairs = torch.stack([render_all(factors, species) for species in SPECIES], dim=1)

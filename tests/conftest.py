@@ -43,9 +43,9 @@ def pytest_sessionfinish(session, exitstatus):
     lines = [
         "# Parity with the official codes",
         "",
-        "Written by `make parity`, which replays the official codes' recorded inputs, weights and noise (tests/golden) on",
-        f"this project's code: float32, CPU, torch {torch.__version__.split('+')[0]}. A row is the worst of its cases; the",
-        "limit is that of the case which came closest to it.",
+        "Written by `make parity`, which replays the official codes' recorded inputs, weights and noise (tests/golden)",
+        f"on this project's code: float32, CPU, torch {torch.__version__.split('+')[0]}. A row is the worst of its",
+        "comparisons, measured against its limit.",
     ]
     for code, repository in OFFICIAL.items():
         rows = {what: found for (c, what), found in RECORDS.items() if c == code}

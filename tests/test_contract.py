@@ -5,24 +5,39 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from cyclediff.noise import Noise
 from cyclediff.schedule import alpha_bar_from_betas, linear_betas
 
-from .nets import gaussian_denoiser
+from .nets import gaussian_denoiser, tiny_classifier
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "conf" / "method").glob("*.yaml"))
 ALPHA_BAR = alpha_bar_from_betas(linear_betas())
 IDS = ["a", "b", "c", "d"]
-X0 = 0.3 + 0.2 * torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+X0 = 0.3 + 0.2 * torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
 
-def make(file: Path):
-    settings = OmegaConf.to_container(OmegaConf.load(file))
-    return get_class(settings.pop("_target_"))(**settings)
+def settings_of(file: Path, task: str = "pets_cat2dog") -> dict:
+    """The settings with which run.py would build the method."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        cfg = compose("config", [f"method={file.stem}", f"task={task}"])
+    settings = OmegaConf.to_container(cfg.method, resolve=False)
+    settings.pop("extractor", None)
+    return OmegaConf.to_container(OmegaConf.create({"task": cfg.task, "method": settings}).method, resolve=True)
+
+
+def make(file: Path, task: str = "pets_cat2dog"):
+    settings = settings_of(file, task)
+    needed = set(settings.pop("models"))
+    if "extractor" in needed:
+        settings["extractor"] = tiny_classifier().features
+    method = get_class(settings.pop("_target_"))(**settings)
+    assert needed - {"extractor"} == method.uses
+    return method
 
 
 def call(method, x0=X0, ids=IDS, seed=1):
@@ -37,7 +52,27 @@ def method(request):
 
 
 def test_every_method_has_a_file():
-    assert {"cyclediffusion", "sdedit", "ddib"} <= {file.stem for file in FILES}
+    names = {"cyclediffusion", "sdedit", "ddib", "ilvr", "egsde", "egsde_dagger"}
+    assert names <= {file.stem for file in FILES}
+
+
+PUBLISHED = {  # research protocols of the official codes
+    ("cyclediffusion", "cat2dog"): {"T": 1000, "T_es": 850, "eta": 0.1, "refine_steps": 100},
+    ("cyclediffusion", "wild2dog"): {"T": 1000, "T_es": 850, "eta": 0.1, "refine_steps": 150},
+    ("sdedit", "cat2dog"): {"T": 1000, "t0": 500, "repeats": 1, "variance": "small"},
+    ("ilvr", "cat2dog"): {"timesteps": "100", "down_N": 32, "range_t": 0, "variance": "learned"},
+    ("ilvr", "male2female"): {"down_N": 32, "variance": "small"},
+    ("egsde", "cat2dog"): {"T": 1000, "t0": 500, "lambda_s": 500, "lambda_i": 2, "down_N": 32, "repeats": 1},
+    ("egsde", "male2female"): {"t0": 500, "similarity_s": "cosine", "similarity_i": "neg_l2"},
+    ("egsde_dagger", "wild2dog"): {"T": 1000, "t0": 600},
+}
+
+
+@pytest.mark.parametrize(("method", "task"), PUBLISHED, ids=lambda name: name)
+def test_published_settings_of_the_real_tasks(method, task):
+    settings = settings_of(ROOT / "conf" / "method" / f"{method}.yaml", task)
+    assert {key: settings[key] for key in PUBLISHED[method, task]} == PUBLISHED[method, task]
+    make(ROOT / "conf" / "method" / f"{method}.yaml", task)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

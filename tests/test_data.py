@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclediff.data import prepare_pets, prepare_photos
+from cyclediff.data import Expected, check_dataset, prepare_pets, prepare_photos, raw_folder
 from cyclediff.errors import UserError
 from cyclediff.pets.render import render, sample_factors
 
@@ -88,3 +88,67 @@ def test_pets_are_counterparts_and_splits_differ(tmp_path):
             drawn = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         assert (drawn - (render(factors, species, 32)[1] + 1) * 127.5).abs().max() <= 0.51
     assert prepare_pets("dog", "reference", 2, 32, tmp_path).digest != dog.digest
+
+
+V1 = Expected("afhq_v1", ".jpg", 32, 3)
+
+
+@pytest.fixture
+def afhq(tmp_path):
+    folder = tmp_path / "val" / "cat"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        Image.new("RGB", (32, 32), (i, i, i)).save(folder / f"flickr_cat_{i}.jpg")
+    return folder
+
+
+def test_a_data_set_that_is_what_it_should_be(afhq):
+    check_dataset(afhq, V1)
+    (afhq / "Thumbs.db").write_text("not an image")
+    check_dataset(afhq, V1)
+
+
+def test_a_mix_up_of_versions_is_caught(afhq):
+    with pytest.raises(UserError, match=r"should hold afhq_v2, \.png files; got flickr_cat_0\.jpg; check the protocol"):
+        check_dataset(afhq, Expected("afhq_v2", ".png", 32, 3))
+    with pytest.raises(UserError, match=r"the 5 images of afhq_v1; got 3;.*data\.check=false"):
+        check_dataset(afhq, Expected("afhq_v1", ".jpg", 32, 5))
+    with pytest.raises(UserError, match=r"64×64 pixels; flickr_cat_0\.jpg has 32×32"):
+        check_dataset(afhq, Expected("afhq_v1", ".jpg", 64, 3))
+
+
+def test_one_wrong_file_among_many_is_caught(afhq):
+    (afhq / "flickr_cat_1.jpg").unlink()
+    Image.new("RGB", (30, 32)).save(afhq / "flickr_cat_1.jpg")
+    with pytest.raises(UserError, match=r"flickr_cat_1\.jpg has 30×32"):
+        check_dataset(afhq, V1)
+
+
+def test_what_is_not_known_is_not_checked(afhq):
+    check_dataset(afhq, Expected("celeba_hq", None, None, None))
+
+
+def test_a_raw_folder_is_named_by_its_content(afhq):
+    before = raw_folder(afhq)
+    assert (before.path, before.ids, before.name) == (afhq, ("flickr_cat_0", "flickr_cat_1", "flickr_cat_2"), "cat-raw")
+    Image.new("RGB", (32, 32), "red").save(afhq / "flickr_cat_1.jpg")
+    assert raw_folder(afhq).digest != before.digest
+
+
+@pytest.mark.parametrize("photo", ["astronaut", "chelsea", "coffee"])
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
+def test_prepared_photos_equal_torchvision(photo, resize, tmp_path):
+    """The official codes resize with torchvision on PIL images: the same bytes, on real photos."""
+    from skimage import data
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import resize as torchvision_resize
+
+    image = Image.fromarray(getattr(data, photo)())
+    (tmp_path / "photos").mkdir()
+    image.save(tmp_path / "photos" / "a.png")
+    prepared = prepare_photos(tmp_path / "photos", None, 256, resize, tmp_path / "cache")
+    left, top = ((length - min(image.size)) // 2 for length in image.size)
+    square = image.crop((left, top, left + min(image.size), top + min(image.size)))
+    theirs = torchvision_resize(square, [256, 256], InterpolationMode(resize))
+    with Image.open(prepared.path / "a.png") as mine:
+        assert np.array_equal(np.array(mine), np.array(theirs))

@@ -13,6 +13,7 @@ import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 class Mirror(BaseHTTPRequestHandler):
     """The first part of the path is the fault."""
 
-    asked: list[tuple[str, str | None]] = []
+    asked: ClassVar[list[tuple[str, str | None]]] = []
 
     def do_GET(self):
         fault, wanted = self.path.split("/")[1], self.headers.get("Range")
@@ -135,7 +136,7 @@ def test_another_process_continues(server, tmp_path):
 
 
 def test_no_address(tmp_path):
-    with pytest.raises(UserError, match="no mirror gave file.pt: it has no direct address"):
+    with pytest.raises(UserError, match=r"no mirror gave file\.pt: it has no direct address"):
         get("", [], tmp_path / "file.pt")
 
 

@@ -9,15 +9,16 @@ import torch
 
 from cyclediff.data import prepare_pets
 from eval.evaluate import Protocol, evaluate
-from eval.features import PetsJudge, factor_error
 from eval.frechet import frechet_distance
 from eval.kid import kernel_distance
 from eval.pairwise import l2, psnr, ssim
+from eval.pets import PetsJudge, factor_error, pets_judge
 from eval.statistics import bootstrap_mean
 
 from .nets import golden
 
-WEIGHTS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
+JUDGE = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights" / "judge.safetensors"
+PETS = Protocol("pets/1", 64, "bilinear", pets_judge(str(JUDGE)), "pets-dog", JUDGE)
 
 
 def features(n, d, seed, scale=1.0, shift=0.0):
@@ -109,8 +110,7 @@ def test_factor_error_of_known_differences():
 def test_evaluating_the_truth_gives_perfect_scores(tmp_path):
     """The true dogs, scored as translations of the cats: perfect against themselves, and not against the cats."""
     cats, dogs = (prepare_pets(species, "source", 12, 64, tmp_path) for species in ("cat", "dog"))
-    protocol = Protocol("pets/1", 64, "bilinear", WEIGHTS / "judge.safetensors")
-    metrics, rows = evaluate(dogs.path, cats.path, dogs.path, dogs.path, protocol)
+    metrics, rows = evaluate(dogs.path, cats.path, dogs.path, dogs.path, PETS)
     assert set(rows) == set(dogs.ids)
     assert metrics["counterpart_psnr"]["value"] == 100
     assert metrics["fid"]["value"] == pytest.approx(0, abs=1e-6)
@@ -119,7 +119,7 @@ def test_evaluating_the_truth_gives_perfect_scores(tmp_path):
     for entry in metrics.values():
         if entry["ci95"]:
             assert entry["ci95"][0] <= entry["value"] <= entry["ci95"][1]
-    other, _ = evaluate(cats.path, cats.path, dogs.path, None, protocol)
+    other, _ = evaluate(cats.path, cats.path, dogs.path, None, PETS)
     assert (other["psnr"]["value"], other["l2"]["value"], other["factor_error"]["value"]) == (100, 0, 0)
     assert other["ssim"]["value"] == pytest.approx(1)
     assert other["fid"]["value"] > 1
@@ -128,9 +128,7 @@ def test_evaluating_the_truth_gives_perfect_scores(tmp_path):
 
 def test_one_image_leaves_the_distances_empty(tmp_path):
     cats, dogs = (prepare_pets(species, "source", count, 64, tmp_path) for species, count in (("cat", 1), ("dog", 5)))
-    metrics, _ = evaluate(
-        cats.path, cats.path, dogs.path, None, Protocol("pets/1", 64, "bilinear", WEIGHTS / "judge.safetensors")
-    )
+    metrics, _ = evaluate(cats.path, cats.path, dogs.path, None, PETS)
     assert metrics["fid"]["value"] is metrics["kid"]["value"] is None
     assert metrics["psnr"]["value"] == 100
 

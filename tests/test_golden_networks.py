@@ -42,9 +42,7 @@ def test_ddpm(parity):
 
 
 def test_domain_classifier(parity):
-    network = domain_classifier(
-        state_of("dse", "sd."), **{**ADM, "image_size": 16, "num_head_channels": 32}, classes=2
-    )
+    network = domain_classifier(state_of("dse", "sd."), **{**ADM, "image_size": 16, "num_head_channels": 32}, classes=2)
     data = golden("dse")
     for t in ("long", "float"):
         x, time = data["x"], data[f"t_{t}"]

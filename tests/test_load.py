@@ -7,13 +7,13 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import save_file
-from scripts.make_random_checkpoints import shapes
 
 from cyclediff.denoiser import EpsDenoiser, LearnedVarianceDenoiser
 from cyclediff.errors import UserError
 from cyclediff.models.checkpoint import carries_mark, read_checkpoint
 from cyclediff.models.load import load_adm, load_classifier, load_ddpm, load_diffusers
 from cyclediff.schedule import alpha_bar_from_betas, linear_betas
+from scripts.make_random_checkpoints import shapes
 
 from .nets import GOLDEN, TINY, state_of, tiny_classifier, tiny_network
 
@@ -68,7 +68,9 @@ def test_every_form_of_a_file_gives_the_same_network(name, tmp_path):
 
 def test_the_raw_network_on_request(tmp_path):
     path = saved(tmp_path / "t.ckpt", [adm_state(), {}, 3, 5000, OTHER])
-    assert (load_adm(path, **ADM, ema=False).condition()(X, T) - tiny_network("adm_target")(X, T)[:, :3]).abs().max() < 1e-6
+    assert (
+        load_adm(path, **ADM, ema=False).condition()(X, T) - tiny_network("adm_target")(X, T)[:, :3]
+    ).abs().max() < 1e-6
 
 
 def test_learned_variance_is_the_official_fraction(tmp_path):
@@ -166,14 +168,20 @@ def test_wrong_architectures_are_told_apart(tmp_path):
     adm = saved(tmp_path / "adm.pt", adm_state())
     ddpm = saved(tmp_path / "ddpm.pt", state_of("tiny_nets", "ddpm_target."))
     dse = saved(tmp_path / "dse.pt", state_of("tiny_nets", "dse."))
-    with pytest.raises(UserError, match=r"missing \(conv_in\.bias, conv_in\.weight, conv_out\.bias, …\); \d+ unexpected") as told:
+    with pytest.raises(
+        UserError, match=r"missing \(conv_in\.bias, conv_in\.weight, conv_out\.bias, …\); \d+ unexpected"
+    ) as told:
         load_ddpm(adm, **DDPM)
-    assert "a guided-diffusion (ADM) network of width 32 that reads 3 channels, with a learned variance" in str(told.value)
-    with pytest.raises(UserError, match="looks like a DDPM network .* of width 32"):
+    assert "a guided-diffusion (ADM) network of width 32 that reads 3 channels, with a learned variance" in str(
+        told.value
+    )
+    with pytest.raises(UserError, match=r"looks like a DDPM network .* of width 32"):
         load_adm(ddpm, **ADM)
     with pytest.raises(UserError, match="looks like EGSDE's domain classifier of width 32"):
         load_adm(dse, **ADM)
-    with pytest.raises(UserError, match=r"of another shape \(.*input_blocks\.0\.0\.weight \(32, 3, 3, 3\) for \(64, 3, 3, 3\)"):
+    with pytest.raises(
+        UserError, match=r"of another shape \(.*input_blocks\.0\.0\.weight \(32, 3, 3, 3\) for \(64, 3, 3, 3\)"
+    ):
         load_adm(adm, **{**ADM, "model_channels": 64})
 
 

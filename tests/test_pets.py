@@ -11,11 +11,11 @@ from cyclediff.cyclediffusion import decode
 from cyclediff.denoiser import X0Denoiser, blend_x0
 from cyclediff.errors import UserError
 from cyclediff.images import to_uint8
-from cyclediff.models.pets import load
+from cyclediff.models.pets import load, load_classifier
 from cyclediff.models.weights import load_weights
 from cyclediff.pets.render import FACTORS, SPECIES, render, sample_factors
 from cyclediff.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
-from eval.features import DOMAIN, factor_error, load_pets_judge, observe
+from eval.pets import DOMAIN, factor_error, load_pets_judge, observe
 
 WEIGHTS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
 NAMES = {factor.name: column for column, factor in enumerate(FACTORS)}
@@ -76,7 +76,7 @@ def test_unknown_species_is_refused():
         render(factors(1), "cow")
 
 
-@pytest.mark.parametrize("name", ["cat", "dog", "judge"])
+@pytest.mark.parametrize("name", ["cat", "dog", "judge", "classifier"])
 def test_cards_belong_to_their_weights(name):
     card = json.loads((WEIGHTS / f"{name}.json").read_text())
     assert card["sha256"] == hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest()
@@ -96,6 +96,18 @@ def test_the_judge_knows_species_and_factors(species):
 @pytest.mark.parametrize("species", SPECIES)
 def test_samples_are_of_their_species(species):
     assert own_share(species, unconditional(species, 16, 25)) > 0.9
+
+
+@pytest.mark.parametrize(("t", "share"), [(0, 0.99), (300, 0.97), (600, 0.7)])
+def test_the_classifier_knows_species_through_noise(t, share):
+    classifier, drawn = load_classifier(str(WEIGHTS / "classifier.safetensors")), factors(64, seed=78)
+    level = alpha_bar_from_betas(linear_betas())[t].item()
+    noise = torch.randn(64, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    right = 0.0
+    for label, species in enumerate(SPECIES):
+        xt = level**0.5 * render(drawn, species) + (1 - level) ** 0.5 * noise
+        right += (classifier(xt, torch.full((64,), t)).argmax(1) == label).double().mean().item() / 2
+    assert right >= share
 
 
 @pytest.mark.slow
@@ -128,5 +140,8 @@ def test_an_x0_network_gives_the_eps_of_its_x0():
 
 def test_wrong_weights_are_named():
     network = torch.nn.Linear(2, 3)
-    with pytest.raises(UserError, match=r"file\.x does not hold a Linear: 1 missing \(as bias\), 1 of another shape"):
+    with pytest.raises(
+        UserError,
+        match=r"file\.x does not fit .*: 1 missing \(bias\); 1 of another shape \(weight \(2, 2\) for \(3, 2\)\)",
+    ):
         load_weights(network, {"weight": torch.zeros(2, 2)}, "file.x")

@@ -12,9 +12,19 @@ from eval.report import read_sections, to_csv, to_markdown, to_rich, write_table
 
 
 def make_run(
-    task: Path, method: str, *, fid=20.0, kid=0.004, data="d1", protocol="fid/x", status="finished", **settings
+    task: Path,
+    method: str,
+    *,
+    fid=20.0,
+    kid=0.004,
+    data="d1",
+    protocol="fid/x",
+    status="finished",
+    record=None,
+    name="pets/1",
+    **settings,
 ):
-    identity = {"task": "t", "protocol": "pets/1", "method": {"name": method, **settings}, "seed": 1}
+    identity = {"task": "t", "protocol": name, "method": {"name": method, **settings}, "seed": 1}
     folder = task / f"{method}-{data}-{len(list(task.iterdir()))}"
     (folder / "images").mkdir(parents=True)
     source = task / "data" / f"photos-{data}"
@@ -23,8 +33,9 @@ def make_run(
         for stem in ("a", "b"):
             Image.new("RGB", (8, 8), "red").save(place / f"{stem}.png")
     costs = {"network_evaluations_per_image": 50, "seconds_per_image": 0.5, "images_per_second": 2.0}
-    about = {"name": "photos", "digest": data, "n": 2, "source": source.name, "counterpart": None}
+    about = {"name": "photos", "digest": data, "n": 2, "source": source.name, "counterpart": None, "dataset": "set"}
     run = {"identity": identity, "status": status, "embedded": True, "data": about, **costs}
+    run |= {"random_weights": [], "published_settings": True, **(record or {})}
     (folder / "run.json").write_text(json.dumps(run))
     metrics = {
         "fid": {"value": fid, "ci95": None, "protocol": protocol},
@@ -109,3 +120,87 @@ def test_the_grid_takes_the_first_images(tmp_path):
         Image.new("RGB", (4, 4), colour).save(tmp_path / f"{stem}.png")
     page = draw_grid([("x", tmp_path)], count=2)
     assert [page.getpixel((LABEL + k * (TILE + GAP) + 9, 20)) for k in range(2)] == [(255, 0, 0), (0, 0, 255)]
+
+
+PAPER = {
+    "sources": {"S1": "a table", "S2": "another"},
+    "values": [
+        {"method": "m", "metric": "fid", "value": 18.5, "std": 0.25, "protocol": "egsde", "verification": "primary",
+         "source": "S1"},
+        {"method": "m", "metric": "kid", "value": 0.005, "protocol": None, "verification": "secondary", "source": "S2",
+         "note": "perhaps computed anew"},
+        {"method": "other", "metric": "psnr", "value": 1.0, "protocol": "egsde", "verification": "primary",
+         "source": "S1"},
+    ],
+}  # fmt: skip
+
+
+def with_paper(task, **record):
+    make_run(task, "m", name="egsde/1", record={"embedded": False, **record})
+    (task / "paper.json").write_text(json.dumps(PAPER))
+    return to_markdown(read_sections(task)[0])
+
+
+def test_a_difference_is_shown_where_protocols_agree(task):
+    text = with_paper(task)
+    assert "| method | FID ↓ | paper FID | Δ FID | KID×10³ ↓ | paper KID×10³ | PSNR dB ↑ | NFE/image" in text
+    assert "| m | 20.00 | 18.50 ±0.25 p | +1.50 | 4.00 | 5.00 s* | 18.00 ±0.50 | 50 |" in text
+    assert "p: in the paper itself" in text
+    assert "s: re-tabulated" in text
+    assert "published under another protocol (unknown)" in text
+    assert "S1: a table" in text
+    assert "m, KID×10³ ↓: perhaps computed anew" in text
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {
+            "data": {
+                "name": "photos",
+                "digest": "d1",
+                "n": 2,
+                "source": "photos-d1",
+                "counterpart": None,
+                "dataset": None,
+            }
+        },
+        {"published_settings": False},
+    ],
+    ids=["other images", "other settings"],
+)
+def test_no_difference_for_other_images_or_settings(record, task):
+    text = with_paper(task, **record)
+    assert "| 18.50 ±0.25 p* |" in text
+    assert "Δ" not in text.split("\n\n")[2]
+
+
+def test_no_difference_under_another_protocol(task):
+    make_run(task, "m", name="cyclediffusion/1", record={"embedded": False})
+    (task / "paper.json").write_text(json.dumps(PAPER))
+    text = to_markdown(read_sections(task)[0])
+    assert "18.50 ±0.25 p*" in text
+    assert "Δ" not in text
+
+
+@pytest.mark.parametrize("record", [{"random_weights": ["target"]}, {"embedded": True}], ids=["random", "embedded"])
+def test_random_and_embedded_numbers_never_stand_beside_a_papers(record, task):
+    text = with_paper(task, **record)
+    assert "18.50" not in text
+    assert ("RANDOM WEIGHTS" if "random_weights" in record else "Embedded world") in text
+
+
+def test_a_random_inception_alone_is_told_too(task):
+    make_run(task, "m", protocol="fid/RANDOM-inception/x", record={"embedded": False})
+    section = read_sections(task)[0]
+    assert section.title.startswith("RANDOM WEIGHTS")
+    assert "RANDOM WEIGHTS (Inception)" in to_markdown(section)
+    console = Console(width=150, record=True)
+    console.print(to_rich(section, 150))
+    assert "RANDOM WEIGHTS" in console.export_text().splitlines()[0]
+
+
+def test_random_and_trained_weights_get_tables_of_their_own(task):
+    make_run(task, "m")
+    make_run(task, "n", record={"random_weights": ["target"]})
+    assert sorted(section.title.startswith("RANDOM") for section in read_sections(task)) == [False, True]

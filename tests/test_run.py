@@ -11,7 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from cyclediff.models.checkpoint import MARK
+
+from .nets import state_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,6 +29,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, str(ROOT / "run.py"), *arguments]
 
 
+METHODS = ["cyclediffusion", "ddib", "egsde", "egsde_dagger", "ilvr", "sdedit"]
 SMALL = "task.reference_count=8"  # rendering all 512 takes most of a test's time
 
 
@@ -46,7 +52,7 @@ def test_the_embedded_row(tmp_path):
     done = run(f"paths.outputs={tmp_path}", "data.limit=3", "batch_size=2")
     assert done.returncode == 0, done.stderr
     folders = sorted(path.parent for path in tmp_path.glob("pets_cat2dog/*/run.json"))
-    assert [folder.name.rpartition("-")[0] for folder in folders] == ["cyclediffusion", "ddib", "sdedit"]
+    assert [folder.name.rpartition("-")[0] for folder in folders] == METHODS
     for folder in folders:
         record = json.loads((folder / "run.json").read_bytes())
         assert record["status"] == "finished"
@@ -62,7 +68,7 @@ def test_the_embedded_row(tmp_path):
     evaluations = {
         json.loads((folder / "run.json").read_bytes())["network_evaluations_per_image"] for folder in folders
     }
-    assert evaluations == {2 * 85 - 1 + 10, 200, 50}
+    assert evaluations == {2 * 85 - 1 + 10, 200, 100, 60, 50}
     assert "Embedded world" in done.stdout
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pets_cat2dog/*/*.*")}
@@ -106,7 +112,11 @@ def test_photos(tmp_path, photos):
     ("arguments", "told"),
     [
         (["metod=sdedit"], "did you mean method"),
-        (["method=sdedt"], "cyclediffusion, ddib, sdedit"),
+        (["method=sdedt"], "cyclediffusion, ddib, egsde, egsde_dagger, ilvr, sdedit (did you mean sdedit?)"),
+        (["protocol=egsde"], "task pets_cat2dog is not scored by protocol egsde/1; choose protocol=pets"),
+        (["experiment=male2female", "method=ddib"], "needs a source model, and none is known for male2female"),
+        (["experiment=cat2dog", "protocol=pets"], "choose protocol=cyclediffusion or protocol=egsde"),
+        (["experiment=cat2dgo"], "did you mean cat2dog?"),
         (["method.etaa=1"], "T, T_es"),
         (["task.nmae=x"], "did you mean name"),
         (["data.limt=3"], "did you mean limit"),
@@ -124,9 +134,9 @@ def test_photos(tmp_path, photos):
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
 def test_a_mistake_gets_one_sentence_and_exit_code_2(arguments, told, tmp_path):
-    done = run(
-        SMALL, *arguments, *([] if "paths" in arguments[0] else [f"paths.outputs={tmp_path / 'out'}"]), cwd=tmp_path
-    )
+    small = [] if "experiment" in arguments[0] else [SMALL]
+    outputs = [] if "paths" in arguments[0] else [f"paths.outputs={tmp_path / 'out'}"]
+    done = run(*small, *arguments, *outputs, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
@@ -160,6 +170,129 @@ def test_a_full_disk_is_told_and_finished_images_stay(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
     assert run(*arguments).returncode == 0
     assert len(contents(tmp_path)) == 2
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Files of the published names and formats, with small networks: 16 times narrower, random where `mark` says."""
+    folder = tmp_path_factory.mktemp("real")
+    state = {name: state_of("tiny_nets", f"{name}.") for name in ("adm_source", "adm_target", "dse")}
+    state["adm_target"]["input_blocks.0.0.bias"][: len(MARK)] = MARK
+    for name, part in {
+        "cat_ema_0.9999_050000.pt": "adm_source",
+        "afhq_dog_4m.pt": "adm_target",
+        "cat2dog_dse.pt": "dse",
+    }.items():
+        torch.save(state[part], folder / name)
+    tool = [sys.executable, str(ROOT / "scripts" / "make_random_checkpoints.py"), "--checkpoints", str(folder)]
+    subprocess.run([*tool, "inception-2015-12-05.pt"], check=True, capture_output=True, timeout=300)
+    for suffix, split in {"jpg": "afhq/val", "png": "afhq_v2/test"}.items():
+        for kind in ("cat", "dog"):
+            (folder / split / kind).mkdir(parents=True)
+            for i in range(3):
+                pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / kind / f"flickr_{kind}_{i}.{suffix}")
+    return folder
+
+
+def in_small(folder, *arguments):
+    shape = {"model_channels": 32, "channel_mult": "[1,1]", "attention_downsampling": "[2]", "num_head_channels": 16}
+    parts = {"source_model": {}, "target_model": {}, "extractor": {"num_res_blocks": 1, "image_size": 16}}
+    narrow = [f"task.{part}.{key}={value}" for part, more in parts.items() for key, value in {**shape, **more}.items()]
+    data = [f"paths.checkpoints={folder}", f"paths.data={folder}", "protocol.size=32", "protocol.afhq.size=64"]
+    counts = ["protocol.afhq.counts.test.cat=3", "protocol.afhq.counts.test.dog=3"]
+    return run("experiment=cat2dog", *narrow, *data, *counts, *arguments)
+
+
+def test_the_real_experiment_with_small_networks(real, tmp_path):
+    done = in_small(real, "steps=few", f"paths.outputs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    folders = sorted(path.parent for path in tmp_path.glob("cat2dog/*/run.json"))
+    assert [folder.name.rpartition("-")[0] for folder in folders] == METHODS
+    assert "RANDOM WEIGHTS – cat2dog: 3 images of cat, protocol cyclediffusion/1" in done.stdout
+    table = (tmp_path / "cat2dog" / "table.md").read_text()
+    assert "58.87" not in table  # the paper's number
+    assert "fid/RANDOM-inception-2015-12-05-" in table
+    for folder in folders:
+        record = json.loads((folder / "run.json").read_bytes())
+        assert record["random_weights"] == ["target"]
+        assert record["data"]["dataset"] == "afhq_v2"
+        assert not record["published_settings"]
+        parts = {"target", "features"}
+        parts |= (
+            {"extractor"} if "egsde" in folder.name else {"source"} if folder.name[:4] in ("cycl", "ddib") else set()
+        )
+        assert record["checkpoints"].keys() == parts
+        metrics = json.loads((folder / "metrics.json").read_bytes())["metrics"]
+        assert metrics["fid"]["n_reference"] == 3
+    assert len(list(tmp_path.glob("*/*/images/*.png"))) == 3 * len(METHODS)
+
+
+def test_missing_files_get_one_screen(real, tmp_path):
+    done = in_small(real, "paths.checkpoints=nowhere", "method=sdedit", f"paths.outputs={tmp_path}")
+    assert done.returncode == 2
+    assert "cat2dog needs 6 files and folders, and 4 of them are not here" in done.stderr
+    for told in (
+        "nowhere/afhq_dog_4m.pt",
+        "sha256 not pinned yet",
+        "https://www.dropbox.com/",
+        "python scripts/assets.py fetch",
+    ):
+        assert told in done.stderr
+    assert "run:  python run.py   (the embedded world" in done.stderr
+    assert done.stderr.count("\n") < 30
+    assert not (tmp_path / "cat2dog").exists()
+
+
+def test_what_is_here_is_proposed_and_runs(real, tmp_path):
+    """Without the source's network and the classifier, SDEdit and ILVR need nothing else."""
+    some = tmp_path / "some"
+    some.mkdir()
+    for name in ("afhq_dog_4m.pt", "inception-2015-12-05.pt"):
+        (some / name).symlink_to(real / name)
+    done = in_small(real, f"paths.checkpoints={some}", f"paths.outputs={tmp_path / 'out'}", "steps=few")
+    assert done.returncode == 2
+    assert "method=ilvr,sdedit   (their files are here)" in done.stderr
+    some_outputs = in_small(
+        real, f"paths.checkpoints={some}", f"paths.outputs={tmp_path / 'out'}", "steps=few", "method=sdedit"
+    )
+    assert some_outputs.returncode == 0, some_outputs.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["task.source={real}/afhq/val/cat"], "should hold afhq_v2, .png files; got flickr_cat_0.jpg"),
+        (["protocol.afhq.counts.test.cat=493"], "the 493 images of afhq_v2; got 3"),
+        (["protocol.afhq.size=512"], "512×512 pixels"),
+        (["task.target_model.learn_sigma=false"], "gives 6 channels and learn_sigma=false"),
+    ],
+    ids=["version", "count", "size", "sigma"],
+)  # fmt: skip
+def test_mistakes_with_real_files(arguments, told, real, tmp_path):
+    given = [argument.format(real=real) for argument in arguments]
+    done = in_small(real, *given, "steps=few", "method=sdedit", f"paths.outputs={tmp_path}")
+    assert done.returncode == 2
+    assert (done.stderr.count("\n"), done.stderr[:7]) == (1, "error: ")
+    assert told in done.stderr
+
+
+@pytest.mark.slow
+def test_the_real_experiment_at_full_size(tmp_path):
+    """Random weights of the real networks, 256×256, every method: 1 GB of files and some minutes."""
+    tool = [sys.executable, str(ROOT / "scripts" / "make_random_checkpoints.py"), "--checkpoints", str(tmp_path / "w")]
+    subprocess.run([*tool, "cat2dog"], check=True, timeout=900)
+    (tmp_path / "photos").mkdir()
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.jpg")
+    places = [f"data.{part}={tmp_path / 'photos'}" for part in ("source", "reference")]
+    done = run(
+        "experiment=cat2dog", "steps=few", *places, f"paths.checkpoints={tmp_path / 'w'}", f"paths.outputs={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("RANDOM WEIGHTS") >= 2
+    assert len(list(tmp_path.glob("*/*/images/*.png"))) == 2 * len(METHODS)
 
 
 def test_help_lists_what_exists():

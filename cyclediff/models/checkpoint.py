@@ -76,8 +76,8 @@ def _load(path: Path, suffix: str) -> Any:
     except Exception as error:  # a damaged file can raise anything
         if isinstance(error, pickle.UnpicklingError) and any(w in str(error) for w in ("Unsupported", "GLOBAL")):
             raise UserError(
-                f"{path} can only be read by running code that it contains, which is refused; if you trust it, save its "
-                "state_dict as safetensors elsewhere and use that file"
+                f"{path} can only be read by running code that it contains, which is refused; if you trust it, save "
+                "its state_dict as safetensors elsewhere and use that file"
             ) from error
         raise UserError(f"{path} is truncated, damaged or no checkpoint; get it again") from error
 

@@ -1,6 +1,7 @@
 """EGSDE's noise-aware domain classifier: the encoder of an ADM UNet with an attention pool (arXiv 2207.06635)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,7 @@ class DomainClassifier(nn.Module):
 
     def features(self, xt: Tensor, t: Tensor) -> Tensor:
         """Feature map (n, C, h, w) of a noisy image: the output of the middle block."""
-        encoder = self.encoder
+        encoder: Any = self.encoder
         embedding = encoder.time_embedding(encoder.time_proj(t).to(xt))
         h = encoder.conv_in(xt)
         for block in encoder.down_blocks:

@@ -115,7 +115,7 @@ def _load_ddpm(path: str, shape: Any, ema: bool, device: str) -> PixelModel:
 
 @cache
 def load_diffusers(path: str, device: str = "cpu") -> PixelModel:
-    """An unconditional pixel-space diffusers folder or hub id (UNet2DModel with its scheduler); loaded once per process.
+    """An unconditional pixel-space diffusers folder or hub id, UNet2DModel and scheduler; loaded once per process.
 
     Args:
         path: a folder as DDPMPipeline or DDIMPipeline saves it, or an id such as google/ddpm-ema-celebahq-256.
@@ -131,7 +131,7 @@ def load_diffusers(path: str, device: str = "cpu") -> PixelModel:
     inside = local and (Path(path) / "unet").is_dir()
     try:
         config: Any = DDPMScheduler.load_config(path, subfolder="scheduler" if inside else None)
-        unet = UNet2DModel.from_pretrained(path, subfolder="unet" if inside else None)
+        unet: Any = UNet2DModel.from_pretrained(path, subfolder="unet" if inside else None)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path} is no diffusers folder or hub id of an unconditional network ({_first_line(error)})"
@@ -140,7 +140,9 @@ def load_diffusers(path: str, device: str = "cpu") -> PixelModel:
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise UserError(f"{path} predicts {config['prediction_type']}; pixel-space models here predict epsilon")
     if unet.config.in_channels != 3:
-        raise UserError(f"{path} reads {unet.config.in_channels} channels, an image has 3; choose a pixel-space network")
+        raise UserError(
+            f"{path} reads {unet.config.in_channels} channels, an image has 3; choose a pixel-space network"
+        )
     scheduler: Any = DDPMScheduler.from_config(config)
     alpha_bar = alpha_bar_from_betas(_betas(config, scheduler.betas))
     kind = LearnedVarianceDenoiser if unet.config.out_channels == 6 else EpsDenoiser
@@ -181,9 +183,7 @@ def load_classifier(
 
 
 @cache
-def _load_classifier(
-    path: str, shape: Any, order: AttentionOrder, device: str
-) -> Callable[[Tensor, Tensor], Tensor]:
+def _load_classifier(path: str, shape: Any, order: AttentionOrder, device: str) -> Callable[[Tensor, Tensor], Tensor]:
     state = read_checkpoint(Path(path))
     with torch.device("meta"):
         network = DomainClassifier(*shape)
