@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench
+.PHONY: demo test check bench parity
 
 demo: .venv/run
 	$(BIN)/python run.py
@@ -14,6 +14,9 @@ check: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+parity: .venv/test
+	$(BIN)/python -m pytest tests/test_golden.py tests/test_golden_networks.py --parity docs/parity.md
 
 bench: .venv/test
 	$(BIN)/python scripts/benchmark.py

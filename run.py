@@ -43,7 +43,7 @@ def make_cell(cfg: DictConfig) -> None:
         "embedded": cfg.task.embedded,
         "checkpoints": {name: fingerprint(path, ASSETS) for name, path in weights.items()},
         "data": sources.record(),
-        "published_settings": not any(re.match(r"\+*(method\.|task\.|steps|protocol\.)", o) for o in overrides),
+        "published_settings": not any(re.match(r"\+*(method\.|task\.|steps|protocol\.|model@)", o) for o in overrides),
     }
     if not run.is_finished(record, cfg.allow_code_change):
         method = make_method(cfg, weights)
@@ -108,29 +108,31 @@ def needs(method: Path) -> set[str]:
 
 def prepare(cfg: DictConfig, cache: Path) -> Sources:
     """Source, true translations (embedded sources have them) and reference, as folders of images."""
-    task, data, protocol = cfg.task, cfg.data, cfg.protocol
+    task, data, protocol, limit = cfg.task, cfg.data, cfg.protocol, cfg.data.limit
     counterpart = reference = dataset = None
+    names = {}
     if not task.embedded and data.check:
-        for folder, split, domain in (
-            ("source", task.dataset.source_split, task.source_domain),
-            ("reference", task.dataset.reference_split, task.target_domain),
-        ):
-            if data[folder] == task[folder]:
-                node, count = task.dataset, task.dataset.counts.get(split, {}).get(domain)
-                check_dataset(locate(data[folder]), Expected(node.name, node.suffix, node.size, count))
-        if (data.source, data.reference, data.limit) == (task.source, task.reference, None):
-            dataset = task.dataset.name
-    if data.source == PETS:
+        node, splits = task.dataset, (task.dataset.source_split, task.dataset.reference_split)
         domains = (task.source_domain, task.target_domain)
-        source, counterpart = (prepare_pets(kind, "source", data.limit, protocol.size, cache) for kind in domains)
+        for part, split, domain in zip(("source", "reference"), splits, domains, strict=True):
+            if data[part] == task[part]:
+                count = node.counts.get(split, {}).get(domain)
+                check_dataset(locate(data[part]), Expected(node.name, node.suffix, node.size, count))
+                names[part] = f"{node.name}-{split}-{domain}"
+        dataset = node.name if len(names) == 2 and limit is None else None
+    if data.source == PETS:
+        species = (task.source_domain, task.target_domain)
+        source, counterpart = (prepare_pets(kind, "source", limit, protocol.size, cache) for kind in species)
     else:
-        source = prepare_photos(locate(data.source), data.limit, protocol.size, protocol.resize, cache)
+        source = prepare_photos(locate(data.source), limit, protocol.size, protocol.resize, cache)
+        source = source.named(names.get("source"))
     if data.reference == PETS:
         reference = prepare_pets(task.target_domain, "reference", task.reference_count, protocol.size, cache)
     elif data.reference and protocol.reference_resize:
         reference = prepare_photos(locate(data.reference), None, protocol.size, protocol.resize, cache)
+        reference = reference.named(names.get("reference"), f"@{protocol.size}")
     elif data.reference:
-        reference = raw_folder(locate(data.reference))
+        reference = raw_folder(locate(data.reference)).named(names.get("reference"), "@raw")
     return Sources(source, counterpart, reference, dataset)
 
 

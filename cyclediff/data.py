@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cyclediff.errors import UserError
@@ -47,6 +47,10 @@ class Folder:
     ids: tuple[str, ...]
     name: str
     digest: str
+
+    def named(self, name: str | None, suffix: str = "") -> "Folder":
+        """The same images under another name (None keeps it), followed by what was done to them."""
+        return replace(self, name=(name or self.name) + suffix)
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def raw_folder(folder: Path) -> Folder:
     """A folder of images that is used as it is."""
     paths = list_images(folder)
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-    return Folder(folder, tuple(path.stem for path in paths), f"{folder.resolve().name}-raw", _digest(hashes))
+    return Folder(folder, tuple(path.stem for path in paths), folder.resolve().name, _digest(hashes))
 
 
 def check_dataset(folder: Path, expected: Expected) -> None:

@@ -130,7 +130,7 @@ def test_what_is_not_known_is_not_checked(afhq):
 
 def test_a_raw_folder_is_named_by_its_content(afhq):
     before = raw_folder(afhq)
-    assert (before.path, before.ids, before.name) == (afhq, ("flickr_cat_0", "flickr_cat_1", "flickr_cat_2"), "cat-raw")
+    assert (before.path, before.ids, before.name) == (afhq, ("flickr_cat_0", "flickr_cat_1", "flickr_cat_2"), "cat")
     Image.new("RGB", (32, 32), "red").save(afhq / "flickr_cat_1.jpg")
     assert raw_folder(afhq).digest != before.digest
 

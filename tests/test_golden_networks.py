@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from scripts.guided_diffusion_forward import forward
+
 from .nets import adm_network, ddpm_network, domain_classifier, golden, state_of
 
 ADM = {
@@ -53,3 +55,10 @@ def test_domain_classifier(parity):
         network(x, data["t_float"]).log_softmax(1)[:, 1].sum().backward()
     what = "domain classifier, gradient of a logarithmic probability"
     parity("Networks", what, x.grad, data["grad_logp1_tfloat"], 1e-3, relative=True)
+
+
+def test_the_benchmarks_form_of_adm_is_the_official_network():
+    """What `make bench` measures ours against computes the official numbers itself."""
+    data, state = golden("adm_unet"), state_of("adm_unet", "sd.")
+    out = forward(state, data["x"], data["t_long"], (1, 2), 1, (2,), 16)
+    assert (out - data["out_legacy_tlong"]).abs().max() <= 2e-5 * data["out_legacy_tlong"].abs().max()

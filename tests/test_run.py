@@ -63,7 +63,7 @@ def test_the_embedded_row(tmp_path):
         for key in ("psnr", "ssim", "l2", "counterpart_psnr", "factor_error"):
             assert np.mean([float(row[key]) for row in rows]) == pytest.approx(metrics[key]["value"])
         assert set(metrics) == {"fid", "kid", "psnr", "ssim", "l2", "counterpart_psnr", "factor_error"}
-        assert all(re.fullmatch(r"[\w.-]+(/[\w.-]+)+", entry["protocol"]) for entry in metrics.values())
+        assert all(re.fullmatch(r"[\w.@-]+(/[\w.@-]+)+", entry["protocol"]) for entry in metrics.values())
         assert f"| {folder.name.rpartition('-')[0]} |" in (tmp_path / "pets_cat2dog/table.md").read_text()
     evaluations = {
         json.loads((folder / "run.json").read_bytes())["network_evaluations_per_image"] for folder in folders
@@ -209,7 +209,7 @@ def test_the_real_experiment_with_small_networks(real, tmp_path):
     assert done.returncode == 0, done.stderr
     folders = sorted(path.parent for path in tmp_path.glob("cat2dog/*/run.json"))
     assert [folder.name.rpartition("-")[0] for folder in folders] == METHODS
-    assert "RANDOM WEIGHTS – cat2dog: 3 images of cat, protocol cyclediffusion/1" in done.stdout
+    assert "RANDOM WEIGHTS – cat2dog: 3 images of afhq_v2-test-cat, protocol cyclediffusion/1" in done.stdout
     table = (tmp_path / "cat2dog" / "table.md").read_text()
     assert "58.87" not in table  # the paper's number
     assert "fid/RANDOM-inception-2015-12-05-" in table
@@ -225,6 +225,7 @@ def test_the_real_experiment_with_small_networks(real, tmp_path):
         assert record["checkpoints"].keys() == parts
         metrics = json.loads((folder / "metrics.json").read_bytes())["metrics"]
         assert metrics["fid"]["n_reference"] == 3
+        assert metrics["fid"]["protocol"].endswith("/clean-bicubic299/vs-afhq_v2-test-dog@32")
     assert len(list(tmp_path.glob("*/*/images/*.png"))) == 3 * len(METHODS)
 
 

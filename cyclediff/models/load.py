@@ -1,9 +1,9 @@
-"""Any checkpoint → a model: published files under their own names, into diffusers networks."""
+"""Any checkpoint → a model: published files under their own names, into diffusers networks; each once per process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,103 +19,110 @@ from cyclediff.models.pixel import PixelModel
 from cyclediff.models.weights import load_converted
 from cyclediff.schedule import alpha_bar_from_betas, linear_betas
 
+Shape = tuple[tuple[str, Any], ...]  # arguments of a builder, in a form that can be cached
+
 
 def load_adm(
     path: str,
-    image_size: int,
-    model_channels: int,
-    channel_mult: Sequence[int],
-    num_res_blocks: int,
-    attention_downsampling: Sequence[int],
-    num_head_channels: int,
     learn_sigma: bool,
     attention_order: AttentionOrder,
     ema: bool = True,
     device: str = "cpu",
+    **shape: Any,
 ) -> PixelModel:
-    """A guided-diffusion (ADM) checkpoint as a model with the linear schedule of 1000 steps; loaded once per process.
+    """A guided-diffusion (ADM) checkpoint as a model with the linear schedule of 1000 steps.
 
     Args:
         path: the file.
-        image_size: height and width in pixels.
-        model_channels: base width.
-        channel_mult: width of each level in units of the base.
-        num_res_blocks: residual blocks per level of the encoder.
-        attention_downsampling: downsampling factors at which there is attention (image size / resolution).
-        num_head_channels: width of an attention head.
         learn_sigma: whether the network predicts a variance.
         attention_order: "legacy" or "new", see `adm.split_qkv`.
         ema: which to take where the file holds a network and its moving average.
         device: where it runs.
+        shape: of the network, see `adm.build`.
 
     Raises:
         UserError: if the file is not of this architecture.
     """
-    shape = (image_size, model_channels, tuple(channel_mult), num_res_blocks)
-    attention = (tuple(attention_downsampling), num_head_channels)
-    return _load_adm(path, shape, attention, learn_sigma, attention_order, ema, device)
+    return _load_adm(path, learn_sigma, attention_order, ema, device, _frozen(shape))
 
 
 @cache
-def _load_adm(
-    path: str, shape: Any, attention: Any, learn_sigma: bool, order: AttentionOrder, ema: bool, device: str
-) -> PixelModel:
+def _load_adm(path: str, learn_sigma: bool, order: AttentionOrder, ema: bool, device: str, frozen: Shape) -> PixelModel:
+    shape = dict(frozen)
     state = read_checkpoint(Path(path), ema)
+    channels = 6 if learn_sigma else 3
     last = state.get("out.2.weight")
-    if last is not None and "input_blocks.0.0.weight" in state and last.shape[0] != (6 if learn_sigma else 3):
+    if last is not None and "input_blocks.0.0.weight" in state and last.shape[0] != channels:
         raise UserError(
-            f"{path} gives {last.shape[0]} channels and learn_sigma={str(learn_sigma).lower()} expects "
-            f"{6 if learn_sigma else 3}; set learn_sigma={str(not learn_sigma).lower()} in the model's configuration"
+            f"{path} gives {last.shape[0]} channels and learn_sigma={str(learn_sigma).lower()} expects {channels}; set "
+            f"learn_sigma={str(not learn_sigma).lower()} in the model's configuration"
         )
     with torch.device("meta"):
-        unet = adm.build(*shape, *attention, out_channels=6 if learn_sigma else 3)
-    split = partial(adm.split_qkv, head_channels=attention[1], order=order)
+        unet = adm.build(out_channels=channels, **shape)
+    split = partial(adm.split_qkv, head_channels=shape["num_head_channels"], order=order)
     load_converted(unet, state, adm.names(unet.config, unet.state_dict()), path, split)
-    network = _ready(unet, device)
     kind = LearnedVarianceDenoiser if learn_sigma else EpsDenoiser
-    return PixelModel(kind(network, alpha_bar_from_betas(linear_betas())), shape[0])
+    return PixelModel(kind(_ready(unet, device), alpha_bar_from_betas(linear_betas())), shape["image_size"])
 
 
-def load_ddpm(
-    path: str,
-    image_size: int,
-    ch: int,
-    ch_mult: Sequence[int],
-    num_res_blocks: int,
-    attn_resolutions: Sequence[int],
-    ema: bool = True,
-    device: str = "cpu",
-) -> PixelModel:
-    """A DDPM checkpoint, as SDEdit and EGSDE use them, as a model with the linear schedule; loaded once per process.
+def load_ddpm(path: str, ema: bool = True, device: str = "cpu", **shape: Any) -> PixelModel:
+    """A DDPM checkpoint, as SDEdit and EGSDE use them, as a model with the linear schedule of 1000 steps.
 
     Args:
         path: the file.
-        image_size: height and width in pixels.
-        ch: base width.
-        ch_mult: width of each level in units of the base.
-        num_res_blocks: residual blocks per level of the encoder.
-        attn_resolutions: resolutions in pixels at which there is attention.
         ema: which to take where the file holds a network and its moving average.
         device: where it runs.
+        shape: of the network, see `ddpm.build`.
 
     Raises:
         UserError: if the file is not of this architecture.
     """
-    return _load_ddpm(path, (image_size, ch, tuple(ch_mult), num_res_blocks, tuple(attn_resolutions)), ema, device)
+    return _load_ddpm(path, ema, device, _frozen(shape))
 
 
 @cache
-def _load_ddpm(path: str, shape: Any, ema: bool, device: str) -> PixelModel:
+def _load_ddpm(path: str, ema: bool, device: str, frozen: Shape) -> PixelModel:
+    shape = dict(frozen)
     state = read_checkpoint(Path(path), ema)
     with torch.device("meta"):
-        unet = ddpm.build(*shape)
-    load_converted(unet, state, ddpm.names(len(shape[2]), unet.state_dict()), path)
-    return PixelModel(EpsDenoiser(_ready(unet, device), alpha_bar_from_betas(linear_betas())), shape[0])
+        unet = ddpm.build(**shape)
+    load_converted(unet, state, ddpm.names(len(shape["ch_mult"]), unet.state_dict()), path)
+    return PixelModel(EpsDenoiser(_ready(unet, device), alpha_bar_from_betas(linear_betas())), shape["image_size"])
+
+
+def load_classifier(
+    path: str, attention_order: AttentionOrder, device: str = "cpu", **shape: Any
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """EGSDE's domain-specific extractor from its released checkpoint: (x_t, t) → features.
+
+    Args:
+        path: the file.
+        attention_order: "legacy" or "new", see `adm.split_qkv`.
+        device: where it runs.
+        shape: of the network, see `DomainClassifier`.
+
+    Raises:
+        UserError: if the file is not of this architecture.
+    """
+    return _load_classifier(path, attention_order, device, _frozen(shape))
+
+
+@cache
+def _load_classifier(
+    path: str, order: AttentionOrder, device: str, frozen: Shape
+) -> Callable[[Tensor, Tensor], Tensor]:
+    shape = dict(frozen)
+    state = read_checkpoint(Path(path))
+    with torch.device("meta"):
+        network = DomainClassifier(**shape)
+    split = partial(adm.split_qkv, head_channels=shape["num_head_channels"], order=order)
+    load_converted(network, state, classifier_names(network), path, split)
+    return network.eval().requires_grad_(False).to(device).features
 
 
 @cache
 def load_diffusers(path: str, device: str = "cpu") -> PixelModel:
-    """An unconditional pixel-space diffusers folder or hub id, UNet2DModel and scheduler; loaded once per process.
+    """An unconditional pixel-space diffusers folder or hub id (UNet2DModel and scheduler) as a model.
 
     Args:
         path: a folder as DDPMPipeline or DDIMPipeline saves it, or an id such as google/ddpm-ema-celebahq-256.
@@ -127,15 +134,13 @@ def load_diffusers(path: str, device: str = "cpu") -> PixelModel:
     from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    local = Path(path).is_dir()
-    inside = local and (Path(path) / "unet").is_dir()
+    parts = (Path(path) / "unet").is_dir()
     try:
-        config: Any = DDPMScheduler.load_config(path, subfolder="scheduler" if inside else None)
-        unet: Any = UNet2DModel.from_pretrained(path, subfolder="unet" if inside else None)
+        config: Any = DDPMScheduler.load_config(path, subfolder="scheduler" if parts else None)
+        unet: Any = UNet2DModel.from_pretrained(path, subfolder="unet" if parts else None)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path} is no diffusers folder or hub id of an unconditional network ({_first_line(error)})"
-        ) from error
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"{path} is no diffusers folder or hub id of an unconditional network ({reason})") from error
     config = config[0] if isinstance(config, tuple) else config
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise UserError(f"{path} predicts {config['prediction_type']}; pixel-space models here predict epsilon")
@@ -149,48 +154,8 @@ def load_diffusers(path: str, device: str = "cpu") -> PixelModel:
     return PixelModel(kind(_ready(unet, device), alpha_bar), unet.config.sample_size)
 
 
-def load_classifier(
-    path: str,
-    image_size: int,
-    classes: int,
-    model_channels: int,
-    channel_mult: Sequence[int],
-    num_res_blocks: int,
-    attention_downsampling: Sequence[int],
-    num_head_channels: int,
-    attention_order: Literal["legacy", "new"],
-    device: str = "cpu",
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """EGSDE's domain-specific extractor from its released checkpoint: (x_t, t) → features; loaded once per process.
-
-    Args:
-        path: the file.
-        image_size: height and width in pixels.
-        classes: number of domains.
-        model_channels: base width.
-        channel_mult: width of each level in units of the base.
-        num_res_blocks: residual blocks per level.
-        attention_downsampling: downsampling factors at which there is attention.
-        num_head_channels: width of an attention head.
-        attention_order: "legacy" or "new", see `adm.split_qkv`.
-        device: where it runs.
-
-    Raises:
-        UserError: if the file is not of this architecture.
-    """
-    shape = (image_size, classes, model_channels, tuple(channel_mult), num_res_blocks)
-    return _load_classifier(path, (*shape, tuple(attention_downsampling), num_head_channels), attention_order, device)
-
-
-@cache
-def _load_classifier(path: str, shape: Any, order: AttentionOrder, device: str) -> Callable[[Tensor, Tensor], Tensor]:
-    state = read_checkpoint(Path(path))
-    with torch.device("meta"):
-        network = DomainClassifier(*shape)
-    load_converted(
-        network, state, classifier_names(network), path, partial(adm.split_qkv, head_channels=shape[-1], order=order)
-    )
-    return network.eval().requires_grad_(False).to(device).features
+def _frozen(shape: dict[str, Any]) -> Shape:
+    return tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in sorted(shape.items()))
 
 
 def _ready(unet: nn.Module, device: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -203,7 +168,3 @@ def _betas(config: Any, betas: Tensor) -> Tensor:
     if config.get("beta_schedule") == "linear" and config.get("trained_betas") is None:
         return linear_betas(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
     return betas.double()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
