@@ -108,7 +108,8 @@ def needs(method: Path) -> set[str]:
 
 def prepare(cfg: DictConfig, cache: Path) -> Sources:
     """Source, true translations (embedded sources have them) and reference, as folders of images."""
-    task, data, protocol, limit = cfg.task, cfg.data, cfg.protocol, cfg.data.limit
+    task, data, protocol = cfg.task, cfg.data, cfg.protocol
+    limit: Any = data.limit
     counterpart = reference = dataset = None
     names = {}
     if not task.embedded and data.check:
@@ -119,7 +120,7 @@ def prepare(cfg: DictConfig, cache: Path) -> Sources:
                 count = node.counts.get(split, {}).get(domain)
                 check_dataset(locate(data[part]), Expected(node.name, node.suffix, node.size, count))
                 names[part] = f"{node.name}-{split}-{domain}"
-        dataset = node.name if len(names) == 2 and limit is None else None
+        dataset = node.name if len(names) == 2 and data.limit is None else None
     if data.source == PETS:
         species = (task.source_domain, task.target_domain)
         source, counterpart = (prepare_pets(kind, "source", limit, protocol.size, cache) for kind in species)

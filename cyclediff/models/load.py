@@ -134,13 +134,20 @@ def load_diffusers(path: str, device: str = "cpu") -> PixelModel:
     from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    parts = (Path(path) / "unet").is_dir()
-    try:
-        config: Any = DDPMScheduler.load_config(path, subfolder="scheduler" if parts else None)
-        unet: Any = UNet2DModel.from_pretrained(path, subfolder="unet" if parts else None)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"{path} is no diffusers folder or hub id of an unconditional network ({reason})") from error
+    layouts = [("scheduler", "unet"), ("", "")]  # the second: as the oldest repositories have it
+    if Path(path).is_dir():
+        layouts = [layout for layout in layouts if (Path(path) / layout[1] / "config.json").is_file()]
+    config: Any = None
+    reason = "no config.json of a network"
+    for scheduler_folder, unet_folder in layouts:
+        try:
+            config = DDPMScheduler.load_config(path, subfolder=scheduler_folder)
+            unet: Any = UNet2DModel.from_pretrained(path, subfolder=unet_folder)
+            break
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+    else:
+        raise UserError(f"{path} is no diffusers folder or hub id of an unconditional network ({reason})")
     config = config[0] if isinstance(config, tuple) else config
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise UserError(f"{path} predicts {config['prediction_type']}; pixel-space models here predict epsilon")

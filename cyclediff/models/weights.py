@@ -63,7 +63,7 @@ def load_converted(
     for key, parts in names.items():
         values = split(state[key]) if split and len(parts) > 1 else [state[key]]
         for part, value in zip(parts, values, strict=True):
-            converted[part] = value.reshape(own[part].shape).to(torch.float32)
+            converted[part] = value.reshape(own[part].shape).to(torch.float32, copy=True)  # not a view of the file
     network.load_state_dict(converted, assign=True)
 
 
