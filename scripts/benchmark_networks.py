@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from guided_diffusion_forward import forward
 from make_random_checkpoints import random_state, shapes
 from rich.table import Table
@@ -19,6 +19,7 @@ from cyclediff.meter import Meter
 from cyclediff.models import adm
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
+from cyclediff.models.ready import ready
 from cyclediff.models.weights import load_converted
 from cyclediff.noise import Noise
 from cyclediff.schedule import alpha_bar_from_betas, linear_betas
@@ -61,28 +62,31 @@ def side_by_side(forms: dict[str, Callable[[], Any]], rounds: int = 4) -> dict[s
 def rows_of_forward(table: Table) -> None:
     """One evaluation of the AFHQ network, against guided-diffusion's form and with the usual accelerations."""
     unet, state = afhq_network()
-    last, _ = afhq_network()
-    last = last.to(memory_format=torch.channels_last)
+    ours = ready(unet, lambda xt, t: unet(xt, t).sample, "cpu")
+    first, _ = afhq_network()
     plain, _ = afhq_network()
-    plain.set_attn_processor(AttnProcessor())
+    for part in plain.modules():
+        if isinstance(part, Attention):
+            part.set_processor(AttnProcessor())
     for batch in (1, 4):
         x, t = torch.randn(batch, 3, 256, 256), torch.full((batch,), 500)
-        out = unet(x, t).sample
+        out = ours(x, t)
 
         def in_bf16(x: Tensor = x, t: Tensor = t) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16):
-                return unet(x, t).sample
+                return ours(x, t)
 
         best = side_by_side(
             {
                 "guided-diffusion's form": lambda x=x, t=t: forward(state, x, t, MULT, 1, (16,), 64),
-                "ours": lambda x=x, t=t: unet(x, t).sample,
-                "ours, attention without SDPA": lambda x=x, t=t: plain(x, t).sample,
-                "ours, channels-last": lambda x=x, t=t: last(x.to(memory_format=torch.channels_last), t).sample,
-                "ours, bf16 autocast": in_bf16,
-            }
+                "ours (channels last, SDPA)": lambda x=x, t=t: ours(x, t),
+                "channels first": lambda x=x, t=t: first(x, t).sample,
+                "channels first, without SDPA": lambda x=x, t=t: plain(x, t).sample,
+                "bf16 autocast": in_bf16,
+            },
+            rounds=4 if batch == 1 else 2,
         )
-        own = best["ours"]
+        own = best["ours (channels last, SDPA)"]
         for name, seconds in best.items():
             promise = "≥ 1 × ours" if name.startswith("guided") else ""
             told = f"{seconds:.2f} s, {seconds / own:.2f} × ours"
@@ -96,7 +100,7 @@ def rows_of_cyclediffusion(table: Table, steps: int = 4) -> None:
     unet, _ = afhq_network()
     meter = Meter(["a"], lambda: None)
     alpha_bar = alpha_bar_from_betas(linear_betas())
-    denoiser = LearnedVarianceDenoiser(lambda xt, t: unet(xt, t).sample, alpha_bar)
+    denoiser = LearnedVarianceDenoiser(ready(unet, lambda xt, t: unet(xt, t).sample, "cpu"), alpha_bar)
     source, target = (meter.watch(denoiser, side) for side in ("source", "target"))
     method = CycleDiffusion(T=1000, T_es=steps, eta=0.1)
     began = time.perf_counter()
@@ -115,16 +119,18 @@ def rows_of_egsde(table: Table) -> None:
     """A step of EGSDE in units of one evaluation of the network."""
     unet, _ = afhq_network()
     classifier = domain_classifier()
-    method = EGSDE(1000, 500, 500.0, 2.0, 32, classifier.features)
+    features = ready(classifier, classifier.features, "cpu")
+    network = ready(unet, lambda xt, t: unet(xt, t).sample, "cpu")
+    method = EGSDE(1000, 500, 500.0, 2.0, 32, features)
     y, xt = torch.randn(2, 1, 3, 256, 256)
     t = torch.tensor([100])
 
     def evaluate() -> None:
         with torch.no_grad():
-            unet(y, t)
+            network(y, t)
 
     def apart() -> None:
-        gradient(lambda a, b, t: domain_energy(a, b, t, classifier.features, "cosine"), y, xt, 100)
+        gradient(lambda a, b, t: domain_energy(a, b, t, features, "cosine"), y, xt, 100)
         gradient(lambda a, b, t: structure_energy(a, b, 32, "neg_l2"), y, xt, 100)
 
     best = side_by_side(

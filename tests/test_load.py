@@ -61,7 +61,7 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_every_form_of_a_file_gives_the_same_network(name, tmp_path):
     model = load_adm(saved(tmp_path / name, FORMS[name]), **ADM)
-    assert (model.condition()(X, T) - tiny_network("adm_target")(X, T)[:, :3]).abs().max() < 1e-6
+    assert (model.condition()(X, T) - tiny_network("adm_target")(X, T)[:, :3]).abs().max() < 1e-5
     assert isinstance(model.condition(), LearnedVarianceDenoiser)
     assert model.size == 16
 
@@ -70,24 +70,24 @@ def test_the_raw_network_on_request(tmp_path):
     path = saved(tmp_path / "t.ckpt", [adm_state(), {}, 3, 5000, OTHER])
     assert (
         load_adm(path, **ADM, ema=False).condition()(X, T) - tiny_network("adm_target")(X, T)[:, :3]
-    ).abs().max() < 1e-6
+    ).abs().max() < 1e-5
 
 
 def test_learned_variance_is_the_official_fraction(tmp_path):
     denoiser = load_adm(saved(tmp_path / "a.pt", adm_state()), **ADM).condition()
     eps, fraction = denoiser.with_variance(X, T)
     out = tiny_network("adm_target")(X, T)
-    assert torch.allclose(eps, out[:, :3])
-    assert torch.allclose(fraction, (out[:, 3:] + 1) / 2)
+    assert (eps - out[:, :3]).abs().max() < 1e-5
+    assert (fraction - (out[:, 3:] + 1) / 2).abs().max() < 1e-5
 
 
 def test_ddpm_and_classifier(tmp_path):
     model = load_ddpm(saved(tmp_path / "d.pth", state_of("tiny_nets", "ddpm_target.")), **DDPM)
-    assert (model.condition()(X, T) - tiny_network("ddpm_target")(X, T)).abs().max() < 1e-6
+    assert (model.condition()(X, T) - tiny_network("ddpm_target")(X, T)).abs().max() < 1e-5
     assert isinstance(model.condition(), EpsDenoiser)
     shape = {**TINY, "channel_mult": (1, 1), "num_head_channels": 16, "classes": 2, "attention_order": "legacy"}
     features = load_classifier(saved(tmp_path / "c.pt", state_of("tiny_nets", "dse.")), **shape)
-    assert (features(X, T) - tiny_classifier().features(X, T)).abs().max() < 1e-6
+    assert (features(X, T) - tiny_classifier().features(X, T)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("layout", ["pipeline", "root"])
@@ -104,7 +104,7 @@ def test_diffusers_folders(layout, tmp_path):
         scheduler.save_pretrained(tmp_path / "net")
     denoiser = load_diffusers(str(tmp_path / "net")).condition()
     t = torch.tensor([3, 400])
-    assert (denoiser(X, t) - unet(X, t).sample).abs().max() < 1e-6
+    assert (denoiser(X, t) - unet(X, t).sample).abs().max() < 1e-5
     assert torch.allclose(denoiser.alpha_bar, alpha_bar_from_betas(linear_betas(500, 1e-4, 0.03)), rtol=1e-12)
     assert torch.allclose(denoiser.alpha_bar.float(), scheduler.alphas_cumprod, atol=1e-6)
 

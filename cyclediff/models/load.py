@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cyclediff.denoiser import EpsDenoiser, LearnedVarianceDenoiser
 from cyclediff.errors import UserError
@@ -16,6 +16,7 @@ from cyclediff.models.checkpoint import read_checkpoint
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
 from cyclediff.models.pixel import PixelModel
+from cyclediff.models.ready import ready
 from cyclediff.models.weights import load_converted
 from cyclediff.schedule import alpha_bar_from_betas, linear_betas
 
@@ -62,7 +63,10 @@ def _load_adm(path: str, learn_sigma: bool, order: AttentionOrder, ema: bool, de
     split = partial(adm.split_qkv, head_channels=shape["num_head_channels"], order=order)
     load_converted(unet, state, adm.names(unet.config, unet.state_dict()), path, split)
     kind = LearnedVarianceDenoiser if learn_sigma else EpsDenoiser
-    return PixelModel(kind(_ready(unet, device), alpha_bar_from_betas(linear_betas())), shape["image_size"])
+    return PixelModel(
+        kind(ready(unet, lambda xt, t: unet(xt, t).sample, device), alpha_bar_from_betas(linear_betas())),
+        shape["image_size"],
+    )
 
 
 def load_ddpm(path: str, ema: bool = True, device: str = "cpu", **shape: Any) -> PixelModel:
@@ -87,7 +91,10 @@ def _load_ddpm(path: str, ema: bool, device: str, frozen: Shape) -> PixelModel:
     with torch.device("meta"):
         unet = ddpm.build(**shape)
     load_converted(unet, state, ddpm.names(len(shape["ch_mult"]), unet.state_dict()), path)
-    return PixelModel(EpsDenoiser(_ready(unet, device), alpha_bar_from_betas(linear_betas())), shape["image_size"])
+    return PixelModel(
+        EpsDenoiser(ready(unet, lambda xt, t: unet(xt, t).sample, device), alpha_bar_from_betas(linear_betas())),
+        shape["image_size"],
+    )
 
 
 def load_classifier(
@@ -117,7 +124,7 @@ def _load_classifier(
         network = DomainClassifier(**shape)
     split = partial(adm.split_qkv, head_channels=shape["num_head_channels"], order=order)
     load_converted(network, state, classifier_names(network), path, split)
-    return network.eval().requires_grad_(False).to(device).features
+    return ready(network, network.features, device)
 
 
 @cache
@@ -158,16 +165,11 @@ def load_diffusers(path: str, device: str = "cpu") -> PixelModel:
     scheduler: Any = DDPMScheduler.from_config(config)
     alpha_bar = alpha_bar_from_betas(_betas(config, scheduler.betas))
     kind = LearnedVarianceDenoiser if unet.config.out_channels == 6 else EpsDenoiser
-    return PixelModel(kind(_ready(unet, device), alpha_bar), unet.config.sample_size)
+    return PixelModel(kind(ready(unet, lambda xt, t: unet(xt, t).sample, device), alpha_bar), unet.config.sample_size)
 
 
 def _frozen(shape: dict[str, Any]) -> Shape:
     return tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in sorted(shape.items()))
-
-
-def _ready(unet: nn.Module, device: str) -> Callable[[Tensor, Tensor], Tensor]:
-    unet.eval().requires_grad_(False).to(device)
-    return lambda xt, t: unet(xt, t).sample
 
 
 def _betas(config: Any, betas: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cyclediff.denoiser import X0Denoiser, blend_x0
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.pixel import PixelModel
+from cyclediff.models.ready import ready
 from cyclediff.models.weights import load_weights
 from cyclediff.schedule import alpha_bar_from_betas, linear_betas
 
@@ -89,8 +90,7 @@ def load(path: str, device: str = "cpu") -> PixelModel:
     """
     network = PetsUNet()
     load_weights(network, load_file(path), path)
-    network.eval().requires_grad_(False).to(device)
-    return PixelModel(X0Denoiser(network, alpha_bar_from_betas(linear_betas()), X0_ERROR), SIZE)
+    return PixelModel(X0Denoiser(ready(network, network, device), alpha_bar_from_betas(linear_betas()), X0_ERROR), SIZE)
 
 
 class PetsClassifier(nn.Module):
