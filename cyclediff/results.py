@@ -20,7 +20,7 @@ from cyclediff.images import write_atomically
 SCHEMA = 1
 ROOT = Path(__file__).parents[1]
 CODE = ("run.py", "cyclediff", "baselines", "eval")  # a change here can change numbers
-PACKAGES = ("torch", "diffusers", "torchmetrics", "hydra-core", "numpy", "pillow", "safetensors")
+PACKAGES = ("torch", "diffusers", "torchmetrics", "clean-fid", "hydra-core", "numpy", "pillow", "safetensors")
 
 
 class Run:
