@@ -5,9 +5,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from cyclediff.attention_control import AttentionControl
 from cyclediff.denoiser import Denoiser
+from cyclediff.joint import joint, plan_control
 from cyclediff.method import NoiseSource
-from cyclediff.schedule import respaced_timesteps
+from cyclediff.schedule import Spacing, respaced_timesteps, sampling_path
 from cyclediff.steps import batch_of, ddim_step, predict_eps, predict_x0, transitions
 
 
@@ -16,40 +18,70 @@ class DDIB:
     """DDIB with DDIM at eta 0 as the ODE solver, as in the official code.
 
     Args:
-        timesteps: in the respacing notation of `respaced_timesteps`, for example "100".
+        timesteps: in the respacing notation of `respaced_timesteps`, for example "100"; with latent spacing a number.
         clip_denoised: clamp x0_hat to [-1, 1] while decoding; for pixel-space models.
+        spacing: "uniform" for pixel space, "latent" for latent diffusion (see `sampling_path`).
+        attention: cross-attention control, for text-to-image models: the attention follows that of a second chain,
+            under the source prompt, from the same latent.
         name: the stem of its file in conf/method.
     """
 
     timesteps: str
     clip_denoised: bool
+    spacing: Spacing = "uniform"
+    attention: AttentionControl | None = None
     name: str = "ddib"
     uses: ClassVar[frozenset[str]] = frozenset({"source", "target"})
 
     def __call__(self, x0: Tensor, source: Denoiser, target: Denoiser, noise: NoiseSource) -> Tensor:
         """Translate x0 (n, c, h, w); draws no noise."""
-        latent = invert(x0, source, respaced_timesteps(len(source.alpha_bar), self.timesteps))
-        return sample(latent, target, respaced_timesteps(len(target.alpha_bar), self.timesteps), self.clip_denoised)
+        latent = invert(x0, source, self._path(source)[0], to_noise=self.spacing == "uniform")
+        timesteps, end = self._path(target)
+        if not self.attention:
+            return sample(latent, target, timesteps, self.clip_denoised, end)
+        evaluate = joint(source, target, plan_control(self.attention, source, target, len(timesteps)))
+        xs = xt = latent
+        for step, (t, *levels) in enumerate(transitions(target.alpha_bar, timesteps, end)):
+            eps_s, eps_t = evaluate(xs, xt, t, step)
+            xs, xt = ddim_step(xs, eps_s, *levels), ddim_step(xt, eps_t, *levels)
+        return xt
+
+    def _path(self, model: Denoiser) -> tuple[Tensor, float]:
+        if self.spacing == "uniform":
+            return respaced_timesteps(len(model.alpha_bar), self.timesteps), 1.0
+        if not self.timesteps.isdigit():
+            raise ValueError(f"with latent spacing timesteps must be a number; got {self.timesteps!r}")
+        return sampling_path(model.alpha_bar, int(self.timesteps), self.spacing)
 
 
-def invert(x0: Tensor, source: Denoiser, timesteps: Tensor) -> Tensor:
+def invert(x0: Tensor, source: Denoiser, timesteps: Tensor, to_noise: bool = True) -> Tensor:
     """The latent of x0: DDIM's ODE from the clean end up (Algorithm 1, first line).
 
-    As in the official code the clean image is taken as the state at the first noise level, and the last step goes to
-    alpha_bar = 0, so the latent is the last predicted eps.
+    As in the official code the clean image is taken as the state at the first noise level.
+
+    Args:
+        x0: (n, c, h, w).
+        source: denoiser of the source domain.
+        timesteps: int64, decreasing.
+        to_noise: go on from the last timestep to alpha_bar = 0, as the official code does, so that the latent is the
+            last predicted eps. Latent diffusion's last timestep still holds 7 % of the image, which that would take
+            away; its inversion ends there.
     """
     x = x0
     ascending = timesteps.flip(0)
     levels = source.alpha_bar[ascending].tolist()
-    for t, alpha_bar, alpha_bar_next in zip(ascending.tolist(), levels, [*levels[1:], 0.0], strict=True):
+    ends = [*levels[1:], 0.0] if to_noise else levels[1:]
+    for t, alpha_bar, alpha_bar_next in zip(ascending.tolist(), levels, ends, strict=False):
         x = ddim_step(x, source(x, batch_of(t, x)), alpha_bar, alpha_bar_next)
     return x
 
 
-def sample(latent: Tensor, target: Denoiser, timesteps: Tensor, clip_denoised: bool = False) -> Tensor:
+def sample(
+    latent: Tensor, target: Denoiser, timesteps: Tensor, clip_denoised: bool = False, end: float = 1.0
+) -> Tensor:
     """DDIM's ODE from a latent down to the image; eps follows x0_hat where that is clamped (Algorithm 1, last line)."""
     x = latent
-    for t, alpha_bar, alpha_bar_prev in transitions(target.alpha_bar, timesteps):
+    for t, alpha_bar, alpha_bar_prev in transitions(target.alpha_bar, timesteps, end):
         eps = target(x, batch_of(t, x))
         if clip_denoised:
             eps = predict_eps(x, predict_x0(x, eps, alpha_bar).clamp(-1, 1), alpha_bar)

@@ -6,45 +6,74 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from cyclediff.attention_control import AttentionControl
 from cyclediff.denoiser import Denoiser
+from cyclediff.joint import joint, plan_control
 from cyclediff.method import NoiseSource
-from cyclediff.schedule import spaced_timesteps
-from cyclediff.steps import batch_of, ddpm_sigma, ddpm_step, q_sample, transitions
+from cyclediff.schedule import Spacing, sampling_path
+from cyclediff.steps import batch_of, ddim_step, ddpm_sigma, ddpm_step, q_sample, transitions
+
+Variance = Literal["small", "large", "none"]
 
 
 @dataclass(frozen=True)
 class SDEdit:
-    """SDEdit with ancestral (VP-SDE) sampling, as in the official code.
+    """SDEdit: with ancestral (VP-SDE) sampling as in the official code, or with DDIM as in Stable Diffusion's img2img.
 
     Args:
         T: number of timesteps of the sampler.
         t0: how many of them, from the clean end, are run: realism against faithfulness (section 3).
         repeats: how often the result is noised and denoised again (the official sample_step).
-        variance: DDPM's fixed variance, "small" or "large".
+        variance: DDPM's fixed variance, "small" or "large"; or "none" for DDIM without noise.
+        spacing: "uniform" for pixel space, "latent" for latent diffusion (see `sampling_path`).
+        attention: cross-attention control, for text-to-image models: the attention follows that of a second chain,
+            under the source prompt, from the same noise.
         name: the stem of its file in conf/method.
     """
 
     T: int
     t0: int
     repeats: int = 1
-    variance: Literal["small", "large"] = "small"
+    variance: Variance = "small"
+    spacing: Spacing = "uniform"
+    attention: AttentionControl | None = None
     name: str = "sdedit"
-    uses: ClassVar[frozenset[str]] = frozenset({"target"})
+    strength: ClassVar[str] = "t0"
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """The source's denoiser only for attention control."""
+        return frozenset({"source", "target"} if self.attention else {"target"})
 
     def __post_init__(self):
         if not 1 <= self.t0 <= self.T:
             raise ValueError(f"t0 must be between 1 and T = {self.T}; got {self.t0}")
         if self.repeats < 1:
             raise ValueError(f"repeats must be at least 1; got {self.repeats}")
-        if self.variance not in ("small", "large"):
-            raise ValueError(f"variance must be small or large; got {self.variance!r}")
+        if self.variance not in ("small", "large", "none"):
+            raise ValueError(f"variance must be small, large or none; got {self.variance!r}")
 
     def __call__(self, x0: Tensor, source: Denoiser | None, target: Denoiser, noise: NoiseSource) -> Tensor:
         """Translate x0 (n, c, h, w)."""
-        timesteps = spaced_timesteps(len(target.alpha_bar), self.T)[-self.t0 :]
+        timesteps, end = sampling_path(target.alpha_bar, self.T, self.spacing)
         for _ in range(self.repeats):
-            x0 = sdedit(x0, target, timesteps, noise, self.variance)
+            if self.attention and source is not None:
+                x0 = self._controlled(x0, source, target, timesteps[-self.t0 :], end, noise)
+            else:
+                x0 = sdedit(x0, target, timesteps[-self.t0 :], noise, self.variance, end=end)
         return x0
+
+    def _controlled(
+        self, x0: Tensor, source: Denoiser, target: Denoiser, timesteps: Tensor, end: float, noise: NoiseSource
+    ) -> Tensor:
+        """`sdedit` with a second chain under the source prompt, whose noise and attention the first one takes."""
+        evaluate = joint(source, target, plan_control(self.attention, source, target, len(timesteps)))
+        xs = xt = q_sample(x0, target.alpha_bar[timesteps[0]].item(), noise.randn_like(x0))
+        for step, (t, *levels) in enumerate(transitions(target.alpha_bar, timesteps, end)):
+            z = noise.randn_like(x0) if t != timesteps[-1] else 0.0
+            eps_s, eps_t = evaluate(xs, xt, t, step)
+            xs, xt = (_step(x, eps, *levels, self.variance, z) for x, eps in ((xs, eps_s), (xt, eps_t)))
+        return xt
 
 
 def sdedit(
@@ -52,8 +81,9 @@ def sdedit(
     target: Denoiser,
     timesteps: Tensor,
     noise: NoiseSource,
-    variance: Literal["small", "large"] = "small",
+    variance: Variance = "small",
     mask: Tensor | None = None,
+    end: float = 1.0,
 ) -> Tensor:
     """One noising and denoising of `guide` (Algorithm 2 of the paper).
 
@@ -62,19 +92,27 @@ def sdedit(
         target: denoiser of the target domain.
         timesteps: int64, decreasing.
         noise: source of randomness; len(timesteps) draws.
-        variance: DDPM's fixed variance, "small" or "large".
+        variance: DDPM's fixed variance, "small" or "large"; or "none" for DDIM without noise.
         mask: bool, broadcastable to guide; True keeps the guide. After each step from level t the kept pixels are the
             guide at level t (not at the level reached), with the noise of the start, as the official code has it.
+        end: alpha_bar where the last step ends.
 
     Returns:
         Same shape as guide, not clamped; kept pixels hold the noise of the last level.
     """
     e = noise.randn_like(guide)
     x = q_sample(guide, target.alpha_bar[timesteps[0]].item(), e)
-    for t, alpha_bar, alpha_bar_prev in transitions(target.alpha_bar, timesteps):
+    for t, alpha_bar, alpha_bar_prev in transitions(target.alpha_bar, timesteps, end):
         z = noise.randn_like(x) if t != timesteps[-1] else 0.0
-        eps = target(x, batch_of(t, x))
-        x = ddpm_step(x, eps, alpha_bar, alpha_bar_prev, ddpm_sigma(alpha_bar, alpha_bar_prev, variance), z)
+        x = _step(x, target(x, batch_of(t, x)), alpha_bar, alpha_bar_prev, variance, z)
         if mask is not None:
             x = torch.where(mask, q_sample(guide, alpha_bar, e), x)
     return x
+
+
+def _step(
+    x: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_prev: float, variance: Variance, z: Tensor | float
+) -> Tensor:
+    if variance == "none":
+        return ddim_step(x, eps, alpha_bar, alpha_bar_prev)
+    return ddpm_step(x, eps, alpha_bar, alpha_bar_prev, ddpm_sigma(alpha_bar, alpha_bar_prev, variance), z)

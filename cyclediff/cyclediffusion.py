@@ -4,8 +4,9 @@ The code of an image is z = (x_T, z_{T-1}, …, z_1): the starting point and the
 *source* model's sampler would have produced the image (DPM-Encoder, Algorithm 1). The *target* model's sampler, run
 with the same code, produces the translation (Algorithm 2).
 
-As in the official code, the last step, which adds no noise, is not encoded but predicted, so source = target returns
-the image up to that one prediction.
+As in the official codes, the last step of a pixel-space sampler, which adds no noise, is not encoded but predicted, so
+source = target returns the image up to that one prediction. The last step of a latent sampler has noise and is encoded:
+source = target returns the latent itself.
 """
 
 from dataclasses import dataclass
@@ -14,10 +15,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cyclediff.attention_control import AttentionControl, ControlPlan
 from cyclediff.denoiser import Denoiser
+from cyclediff.joint import joint, plan_control
 from cyclediff.method import NoiseSource
-from cyclediff.schedule import spaced_timesteps
-from cyclediff.steps import batch_of, ddim_sigma, ddim_step, infer_noise, posterior_step, q_sample, transitions
+from cyclediff.schedule import Spacing, sampling_path
+from cyclediff.steps import (
+    batch_of,
+    ddim_sigma,
+    ddim_step,
+    infer_noise,
+    landing_noise,
+    posterior_step,
+    q_sample,
+    transitions,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,8 @@ class CycleDiffusion:
         raw_index_start: take x_T at training timestep T_es - 1 (and the refinement's start at refine_steps - 1), as the
             official code does, instead of at the T_es-th of the T timesteps, as the paper says. The two are equal where
             T is the number of training timesteps, as in every published configuration.
+        spacing: "uniform" for pixel space, "latent" for latent diffusion (see `sampling_path`).
+        attention: cross-attention control (section 4.2), for text-to-image models.
         name: the stem of its file in conf/method.
     """
 
@@ -40,6 +54,8 @@ class CycleDiffusion:
     eta: float
     refine_steps: int = 0
     raw_index_start: bool = False
+    spacing: Spacing = "uniform"
+    attention: AttentionControl | None = None
     name: str = "cyclediffusion"
     uses: ClassVar[frozenset[str]] = frozenset({"source", "target"})
 
@@ -58,10 +74,12 @@ class CycleDiffusion:
                 "source and target must be trained on the same number of timesteps; "
                 f"got {len(source.alpha_bar)} and {len(target.alpha_bar)}, choose models of one schedule"
             )
-        timesteps = spaced_timesteps(len(target.alpha_bar), self.T)
-        x = cyclediffusion(x0, source, target, timesteps[-self.T_es :], self.eta, noise, self._start(self.T_es))
+        timesteps, end = sampling_path(target.alpha_bar, self.T, self.spacing)
+        plan = plan_control(self.attention, source, target, self.T_es)
+        encoded = timesteps[-self.T_es :]
+        x = cyclediffusion(x0, source, target, encoded, self.eta, noise, self._start(self.T_es), end, plan)
         if self.refine_steps:
-            x = refine(x, target, timesteps[-self.refine_steps :], noise, self._start(self.refine_steps))
+            x = refine(x, target, timesteps[-self.refine_steps :], noise, self._start(self.refine_steps), end)
         return x
 
     def _start(self, steps: int) -> int | None:
@@ -76,6 +94,8 @@ def cyclediffusion(
     eta: float,
     noise: NoiseSource,
     start: int | None = None,
+    end: float = 1.0,
+    plan: ControlPlan | None = None,
 ) -> Tensor:
     """Encode with `source` and decode with `target`, step by step: memory does not grow with the number of steps.
 
@@ -87,47 +107,79 @@ def cyclediffusion(
         eta: stochasticity of DDIM, positive.
         noise: source of randomness; len(timesteps) draws.
         start: training timestep at which x_T is drawn, if not the first of `timesteps`.
+        end: alpha_bar where the last step ends; less than 1 encodes it too.
+        plan: of attention control.
 
     Returns:
         The translation, same shape, not clamped. Equal to decode(encode(x0, …), …).
     """
     xs = xt = _draw_start(x0, source, timesteps, noise, start)
-    steps = zip(transitions(source.alpha_bar, timesteps), transitions(target.alpha_bar, timesteps), strict=True)
-    for (t, ab_s, ab_s_prev), (_, ab_t, ab_t_prev) in steps:
-        z = 0.0
-        if t != timesteps[-1]:
-            xs, z = _encode_step(xs, x0, source, t, ab_s, ab_s_prev, eta, noise.randn_like(x0))
-        xt = _decode_step(xt, z, target, t, ab_t, ab_t_prev, eta)
+    evaluate = joint(source, target, plan)
+    steps = zip(
+        transitions(source.alpha_bar, timesteps, end), transitions(target.alpha_bar, timesteps, end), strict=True
+    )
+    for step, ((t, *levels), (_, *target_levels)) in enumerate(steps):
+        sigma = ddim_sigma(*levels, eta)
+        if sigma:
+            eps_s, eps_t = evaluate(xs, xt, t, step)
+            n = noise.randn_like(x0) if t != timesteps[-1] else landing_noise(xs, x0, *levels, sigma)
+            xs, z = _encode_step(xs, x0, eps_s, *levels, sigma, n)
+        else:
+            eps_t, z = target(xt, batch_of(t, xt)), 0.0
+        xt = ddim_step(xt, eps_t, *target_levels, ddim_sigma(*target_levels, eta), z)
     return xt
 
 
 def encode(
-    x0: Tensor, source: Denoiser, timesteps: Tensor, eta: float, noise: NoiseSource, start: int | None = None
+    x0: Tensor,
+    source: Denoiser,
+    timesteps: Tensor,
+    eta: float,
+    noise: NoiseSource,
+    start: int | None = None,
+    end: float = 1.0,
 ) -> Tensor:
-    """DPM-Encoder (Algorithm 1): the code (x_T, z_{T-1}, …, z_1) of x0, (n, len(timesteps), c, h, w)."""
+    """DPM-Encoder (Algorithm 1): the code (x_T, z_{T-1}, …, z_1) of x0, and z_0 if `end` is less than 1.
+
+    Returns:
+        (n, len(timesteps), c, h, w), or one more along the second axis.
+    """
     xt = _draw_start(x0, source, timesteps, noise, start)
     code = [xt]
-    for t, alpha_bar, alpha_bar_prev in transitions(source.alpha_bar, timesteps):
-        if t != timesteps[-1]:
-            xt, z = _encode_step(xt, x0, source, t, alpha_bar, alpha_bar_prev, eta, noise.randn_like(x0))
+    for t, *levels in transitions(source.alpha_bar, timesteps, end):
+        sigma = ddim_sigma(*levels, eta)
+        if sigma:
+            n = noise.randn_like(x0) if t != timesteps[-1] else landing_noise(xt, x0, *levels, sigma)
+            xt, z = _encode_step(xt, x0, source(xt, batch_of(t, xt)), *levels, sigma, n)
             code.append(z)
     return torch.stack(code, dim=1)
 
 
-def decode(code: Tensor, target: Denoiser, timesteps: Tensor, eta: float) -> Tensor:
-    """Run the sampler of `target` with a code (n, len(timesteps), c, h, w) in place of its noise (Algorithm 2)."""
+def decode(code: Tensor, target: Denoiser, timesteps: Tensor, eta: float, end: float = 1.0) -> Tensor:
+    """Run the sampler of `target` with a code in place of its noise (Algorithm 2).
+
+    Args:
+        code: as `encode` makes it with the same timesteps and `end`.
+        target: denoiser of the target domain.
+        timesteps: int64, decreasing.
+        eta: stochasticity of DDIM, positive.
+        end: alpha_bar where the last step ends.
+    """
     xt, *zs = code.unbind(dim=1)
-    for (t, alpha_bar, alpha_bar_prev), z in zip(transitions(target.alpha_bar, timesteps), [*zs, 0.0], strict=True):
-        xt = _decode_step(xt, z, target, t, alpha_bar, alpha_bar_prev, eta)
+    zs = zs if end < 1 else [*zs, 0.0]
+    for (t, *levels), z in zip(transitions(target.alpha_bar, timesteps, end), zs, strict=True):
+        xt = ddim_step(xt, target(xt, batch_of(t, xt)), *levels, ddim_sigma(*levels, eta), z)
     return xt
 
 
-def refine(x: Tensor, target: Denoiser, timesteps: Tensor, noise: NoiseSource, start: int | None = None) -> Tensor:
+def refine(
+    x: Tensor, target: Denoiser, timesteps: Tensor, noise: NoiseSource, start: int | None = None, end: float = 1.0
+) -> Tensor:
     """Noise a translation a little and denoise it with the target model at eta 1 (appendix: SDEdit as a last touch)."""
     x = _draw_start(x, target, timesteps, noise, start)
-    for t, alpha_bar, alpha_bar_prev in transitions(target.alpha_bar, timesteps):
+    for t, *levels in transitions(target.alpha_bar, timesteps, end):
         z = noise.randn_like(x) if t != timesteps[-1] else 0.0
-        x = _decode_step(x, z, target, t, alpha_bar, alpha_bar_prev, eta=1.0)
+        x = ddim_step(x, target(x, batch_of(t, x)), *levels, ddim_sigma(*levels, 1.0), z)
     return x
 
 
@@ -137,17 +189,8 @@ def _draw_start(x0: Tensor, model: Denoiser, timesteps: Tensor, noise: NoiseSour
 
 
 def _encode_step(
-    xt: Tensor, x0: Tensor, source: Denoiser, t: int, alpha_bar: float, alpha_bar_prev: float, eta: float, n: Tensor
+    xt: Tensor, x0: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_prev: float, sigma: float, n: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(x_{t-1}, z): Algorithm 1, lines 3 and 4."""
-    sigma = ddim_sigma(alpha_bar, alpha_bar_prev, eta)
-    z = infer_noise(xt, x0, source(xt, batch_of(t, xt)), alpha_bar, alpha_bar_prev, sigma, n)
+    z = infer_noise(xt, x0, eps, alpha_bar, alpha_bar_prev, sigma, n)
     return posterior_step(xt, x0, alpha_bar, alpha_bar_prev, sigma, n), z
-
-
-def _decode_step(
-    xt: Tensor, z: Tensor | float, target: Denoiser, t: int, alpha_bar: float, alpha_bar_prev: float, eta: float
-) -> Tensor:
-    """x_{t-1} of the target sampler with z in place of its noise: Algorithm 2, the loop's body."""
-    eps = target(xt, batch_of(t, xt))
-    return ddim_step(xt, eps, alpha_bar, alpha_bar_prev, ddim_sigma(alpha_bar, alpha_bar_prev, eta), z)

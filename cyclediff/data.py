@@ -12,7 +12,8 @@ from cyclediff.images import image_size, read_rgb, square, to_pil, to_uint8, wri
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 PETS = "pets"
 PETS_VERSION = 1  # of the renderer: a change of its pixels is another data set
-PETS_SEEDS = {"source": 1001, "reference": 2002}  # the networks were trained on factors of other seeds
+CAPTIONS_VERSION = 1  # of its captions and edits
+PETS_SEEDS = {"source": 1001, "reference": 2002, "edits": 3003}  # the networks were trained on factors of other seeds
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,21 @@ class Sources:
         counterpart: their true translations, where there are such.
         reference: of the target domain, for FID and KID; None for no such scores.
         dataset: the published data set that source and reference are, checked and whole; None for other images.
+        missing: images that a list names and that are not there.
+        found: how many images of that list are there, before a limit; None: as many as `source` has.
     """
 
     source: Folder
     counterpart: Folder | None
     reference: Folder | None
     dataset: str | None
+    missing: tuple[str, ...] = ()
+    found: int | None = None
 
-    def record(self) -> dict[str, str | int | None]:
+    def record(self) -> dict[str, str | int | list[str] | None]:
         """For run.json."""
+        found = len(self.source.ids) if self.found is None else self.found
+        partial = {"of": found + len(self.missing), "missing": list(self.missing)} if self.missing else {}
         return {
             "name": self.source.name,
             "dataset": self.dataset,
@@ -79,6 +86,7 @@ class Sources:
             "source": self.source.path.name,
             "counterpart": self.counterpart and self.counterpart.path.name,
             "reference": self.reference and self.reference.name,
+            **partial,
         }
 
 
@@ -104,21 +112,23 @@ def prepare_photos(folder: Path, limit: int | None, size: int, resize: str, cach
                 f"{other.name} and {path.name} in {folder} would both become {path.stem}.png; rename one of them"
             )
     hashes = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-    digest = _digest({"images": hashes, "size": size, "resize": resize})
+    digest = digest_of({"images": hashes, "size": size, "resize": resize})
 
     def draw(target: Path) -> None:
         images = [square(read_rgb(path), size, resize) for path in paths]  # all are decoded before one is written
         for path, image in zip(paths, images, strict=True):
             write_png(image, target / f"{path.stem}.png")
 
-    return _cached(cache / f"{folder.resolve().name}-{digest}", tuple(hashes), folder.resolve().name, digest, draw)
+    return cached_folder(
+        cache / f"{folder.resolve().name}-{digest}", tuple(hashes), folder.resolve().name, digest, draw
+    )
 
 
 def raw_folder(folder: Path) -> Folder:
     """A folder of images that is used as it is."""
     paths = list_images(folder)
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-    return Folder(folder, tuple(path.stem for path in paths), folder.resolve().name, _digest(hashes))
+    return Folder(folder, tuple(path.stem for path in paths), folder.resolve().name, digest_of(hashes))
 
 
 def check_dataset(folder: Path, expected: Expected) -> None:
@@ -170,8 +180,8 @@ def prepare_pets(species: str, split: str, count: int, size: int, cache: Path) -
         for image_id, image in zip(ids, images, strict=True):
             write_png(to_pil(image), target / f"{image_id}.png")
 
-    digest = _digest({"name": name, "version": PETS_VERSION, "count": count, "size": size})
-    return _cached(cache / f"{name}-{digest}", ids, name, digest, draw)
+    digest = digest_of({"name": name, "version": PETS_VERSION, "count": count, "size": size})
+    return cached_folder(cache / f"{name}-{digest}", ids, name, digest, draw)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -190,20 +200,40 @@ def list_images(folder: Path) -> list[Path]:
     return paths
 
 
-def _cached(path: Path, ids: tuple[str, ...], name: str, digest: str, draw: Callable[[Path], None]) -> Folder:
-    """Draw a prepared folder unless all of its files are there as its manifest, written last, lists them."""
+def cached_folder(
+    path: Path,
+    ids: tuple[str, ...],
+    name: str,
+    digest: str,
+    draw: Callable[[Path], None],
+    extra: tuple[str, ...] = (),
+) -> Folder:
+    """Draw a prepared folder unless all of its files are there as its manifest, written last, lists them.
+
+    Args:
+        path: the folder, which is made if need be.
+        ids: of its images.
+        name: for people.
+        digest: of everything that `draw` draws from.
+        draw: fills the folder that it is given.
+        extra: other files that `draw` makes, relative to the folder.
+    """
     manifest = path / "manifest.json"
-    if not manifest.exists() or json.loads(manifest.read_bytes()) != _hashes(path, ids):
+    files = {image_id: f"{image_id}.png" for image_id in ids} | {file: file for file in extra}
+    if not manifest.exists() or json.loads(manifest.read_bytes()) != _hashes(path, files):
         path.mkdir(parents=True, exist_ok=True)
         draw(path)
-        write_atomically(json.dumps(_hashes(path, ids), indent=1).encode(), manifest)
+        write_atomically(json.dumps(_hashes(path, files), indent=1).encode(), manifest)
     return Folder(path, ids, name, digest)
 
 
-def _hashes(path: Path, ids: tuple[str, ...]) -> dict[str, str | None]:
-    files = {image_id: path / f"{image_id}.png" for image_id in ids}
-    return {i: hashlib.sha256(f.read_bytes()).hexdigest() if f.exists() else None for i, f in files.items()}
-
-
-def _digest(content: object) -> str:
+def digest_of(content: object) -> str:
+    """A short name for JSON-like content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _hashes(path: Path, files: dict[str, str]) -> dict[str, str | None]:
+    places = {key: path / file for key, file in files.items()}
+    return {
+        k: hashlib.sha256(place.read_bytes()).hexdigest() if place.exists() else None for k, place in places.items()
+    }

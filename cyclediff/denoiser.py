@@ -5,11 +5,15 @@ Differences between networks (what they predict, how many channels they return) 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
-Network = Callable[[Tensor, Tensor], Tensor]
+from cyclediff.prompt_alignment import Prompt
+
+Network = Callable[..., Tensor]  # (x_t, t) → prediction; a text-conditional one: (x_t, t, context, edit) → prediction
+Prediction = Literal["epsilon", "v_prediction"]
 
 
 class Denoiser(Protocol):
@@ -83,6 +87,86 @@ class X0Denoiser:
         alpha_bar = self.alpha_bar[t.cpu()].to(xt.device)[:, None, None, None]
         x0_hat = blend_x0(xt, self.network(xt, t), alpha_bar, self.x0_error)
         return (xt - alpha_bar.sqrt().to(xt) * x0_hat) / (1 - alpha_bar).sqrt().to(xt)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a network must see to evaluate some images under guided prompts.
+
+    Args:
+        xt: (r, c, h, w), the images under the empty prompt, then the images under their own.
+        context: (r, l, d), the embedded prompts.
+        free: the images of the first part, in order.
+        bound: the images of the second part, in order.
+    """
+
+    xt: Tensor
+    context: Tensor
+    free: list[int]
+    bound: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class GuidedDenoiser:
+    """A text-conditional network under a prompt an image, with classifier-free guidance (arXiv 2207.12598, Eq. 6).
+
+    eps = eps_empty + scale (eps_prompt - eps_empty). An image whose scale is 1 costs no evaluation under the empty
+    prompt, and one whose scale is 0 none under its own.
+
+    Args:
+        network: (x_t, t, context, edit) → its prediction, in the shape of x_t; `edit` (or None) reaches its attention.
+        alpha_bar: (num_train,) float64.
+        prediction: what the network predicts; v is sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (arXiv 2202.00512).
+        context: (n, l, d), the embedded prompts. A batch of fewer images is evaluated under the first ones.
+        empty: (1, l, d), the embedded empty prompt.
+        scales: guidance scale of each image.
+        prompts: the prompts themselves, for attention control.
+    """
+
+    network: Network
+    alpha_bar: Tensor
+    prediction: Prediction
+    context: Tensor
+    empty: Tensor
+    scales: tuple[float, ...]
+    prompts: tuple[Prompt, ...]
+
+    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
+        """Predict eps."""
+        rows = self.rows(xt)
+        return self.combine(self.network(rows.xt, t[rows.free + rows.bound], rows.context, None), rows, xt, t)
+
+    def rows(self, xt: Tensor) -> Rows:
+        """What the network must see."""
+        scales = self.scales[: len(xt)]
+        free = [i for i, scale in enumerate(scales) if scale != 1]
+        bound = [i for i, scale in enumerate(scales) if scale != 0]
+        empty = self.empty.expand(len(free), -1, -1)
+        return Rows(torch.cat((xt[free], xt[bound])), torch.cat((empty, self.context[bound])), free, bound)
+
+    def combine(self, out: Tensor, rows: Rows, xt: Tensor, t: Tensor) -> Tensor:
+        """The guided eps of xt from what the network made of `rows`."""
+        without, under = out[: len(rows.free)], out[len(rows.free) :]
+        if rows.free and rows.bound:
+            if not len(rows.free) == len(rows.bound) == len(xt):
+                without, under = _complete(without, under, rows, xt), _complete(under, without, rows, xt, swap=True)
+            scale = torch.tensor(self.scales[: len(xt)]).to(xt)[:, None, None, None]
+            guided = without + scale * (under - without)
+        else:
+            guided = out
+        if self.prediction == "epsilon":
+            return guided
+        alpha_bar = self.alpha_bar[t.cpu()].to(xt.device)[:, None, None, None]
+        return alpha_bar.sqrt().to(xt) * guided + (1 - alpha_bar).sqrt().to(xt) * xt
+
+
+def _complete(mine: Tensor, other: Tensor, rows: Rows, xt: Tensor, swap: bool = False) -> Tensor:
+    """One part of the network's answers for all images: from the other part where an image has only that."""
+    own, theirs = (rows.bound, rows.free) if swap else (rows.free, rows.bound)
+    full = torch.empty_like(xt)
+    full[theirs] = other
+    full[own] = mine
+    return full
 
 
 def blend_x0(xt: Tensor, x0_hat: Tensor, alpha_bar: Tensor, x0_error: float) -> Tensor:

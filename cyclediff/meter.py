@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cyclediff.denoiser import Denoiser, Network
+from cyclediff.denoiser import Network
 from cyclediff.errors import UserError
 
 
@@ -29,22 +29,24 @@ class Meter:
         self.seconds = 0.0
         self.after_each = after_each
 
-    def watch(self, denoiser: Denoiser, side: str) -> Any:
-        """The same denoiser with its network counted here; `side` is its name in messages."""
-        wrapper: Any = denoiser
+    def watch(self, wrapper: Any, side: str) -> Any:
+        """The same denoiser (or model) with its network counted here; `side` is the network's name in messages."""
         return replace(wrapper, network=partial(self._evaluate, wrapper.network, side))
 
-    def _evaluate(self, network: Network, side: str, xt: Tensor, t: Tensor) -> Tensor:
+    def _evaluate(self, network: Network, side: str, xt: Tensor, t: Tensor, *more: Any) -> Tensor:
         began = time.perf_counter()
-        out = network(xt, t)
+        out = network(xt, t, *more)
         self.seconds += time.perf_counter() - began
         self.rows += xt.shape[0]
         self.calls += 1
         self.after_each()
         if not out.isfinite().all():
             row = int(out.flatten(1).isfinite().all(1).logical_not().nonzero()[0])
+            which = (
+                f"image {self.ids[row]}" if len(out) == len(self.ids) else f"one of the images {', '.join(self.ids)}"
+            )
             raise UserError(
-                f"the {side} network gave NaN or Inf for image {self.ids[row % len(self.ids)]} at timestep "
-                f"{int(t[row])}; finished images are kept, check method.* and the weights"
+                f"the {side} network gave NaN or Inf for {which} at timestep {int(t[row])}; finished images are kept, "
+                "check method.* and the weights, and with float16 try model dtype bfloat16 or float32"
             )
         return out

@@ -14,6 +14,10 @@ class NoiseSource(Protocol):
         """Standard normal noise in the shape, type and place of x (n, ...)."""
         ...
 
+    def rows(self, start: int, stop: int) -> "NoiseSource":
+        """The source of some images of the batch."""
+        ...
+
 
 class Method(Protocol):
     """A row of the table: a frozen dataclass of hyper-parameters around a pure function.

@@ -1,5 +1,6 @@
 """Noise that belongs to an image, not to a batch, a rank or a process."""
 
+import copy
 import hashlib
 from collections.abc import Sequence
 
@@ -16,14 +17,24 @@ class Noise:
     Args:
         seed: the run's seed.
         ids: image ids, in the order of the batch.
-        trial: number of the attempt at the same image.
+        trial: number of the attempt at the same image, or one for each id.
         device: where numbers are drawn.
     """
 
-    def __init__(self, seed: int, ids: Sequence[str], trial: int = 0, device: torch.device | str = "cpu"):
+    def __init__(
+        self, seed: int, ids: Sequence[str], trial: int | Sequence[int] = 0, device: torch.device | str = "cpu"
+    ):
+        trials = [trial] * len(ids) if isinstance(trial, int) else trial
         self._generators = [
-            torch.Generator(device).manual_seed(_seed_of(f"{seed}/{trial}/{image_id}")) for image_id in ids
+            torch.Generator(device).manual_seed(_seed_of(f"{seed}/{trial}/{image_id}"))
+            for image_id, trial in zip(ids, trials, strict=True)
         ]
+
+    def rows(self, start: int, stop: int) -> "Noise":
+        """The streams of some images of the batch, in the state they are in; draws go on here and there alike."""
+        part = copy.copy(self)
+        part._generators = self._generators[start:stop]
+        return part
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Standard normal noise in the shape, type and place of x (n, ...), drawn in float32.

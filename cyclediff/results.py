@@ -82,6 +82,30 @@ class Run:
         with (self.path / "progress.jsonl").open("a") as file:
             file.write("\n" + json.dumps({"ids": list(ids), **costs}))  # a new line also after a line cut by a kill
 
+    def log_candidates(self, image_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append the candidates of an image to candidates.jsonl; before its PNG, so that a finished image has them."""
+        with (self.path / "candidates.jsonl").open("a") as file:
+            file.write("\n" + json.dumps({"id": image_id, "rows": rows}))
+
+    def candidates(self) -> list[dict[str, Any]]:
+        """A row per candidate and image, the last entry of an image that was done again."""
+        log = self.path / "candidates.jsonl"
+        found: dict[str, list[dict[str, Any]]] = {}
+        for line in log.read_text().splitlines() if log.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                entry = json.loads(line)
+                found[entry["id"]] = entry["rows"]
+        return [{"id": image_id, **row} for image_id in sorted(found) for row in found[image_id]]
+
+    def write_candidates(self) -> None:
+        """Write candidates.parquet from what was logged."""
+        import pyarrow
+        from pyarrow import parquet
+
+        buffer = pyarrow.BufferOutputStream()
+        parquet.write_table(pyarrow.Table.from_pylist(self.candidates()), buffer)
+        write_atomically(buffer.getvalue().to_pybytes(), self.path / "candidates.parquet")
+
     def batches(self) -> list[dict[str, Any]]:
         """The batches logged so far; the last entry for a batch that was done again."""
         log = self.path / "progress.jsonl"

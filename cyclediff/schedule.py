@@ -5,14 +5,22 @@ alpha_bar[t] = prod_{s <= t} (1 - beta_s) for t = 0 … T-1 (DDPM, arXiv 2006.11
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Spacing = Literal["uniform", "latent"]
 
 
 def linear_betas(num_train: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tensor:
     """Linear betas of DDPM (arXiv 2006.11239, section 4); float64 (num_train,)."""
     return torch.linspace(start, end, num_train, dtype=torch.float64)
+
+
+def scaled_linear_betas(num_train: int = 1000, start: float = 0.00085, end: float = 0.0120) -> Tensor:
+    """Betas with equidistant square roots, as latent diffusion has them (arXiv 2112.10752); float64 (num_train,)."""
+    return torch.linspace(start**0.5, end**0.5, num_train, dtype=torch.float64) ** 2
 
 
 def alpha_bar_from_betas(betas: Tensor) -> Tensor:
@@ -39,6 +47,38 @@ def spaced_timesteps(num_train: int, T: int) -> Tensor:
     else:
         steps = (torch.linspace(0, 1, T, dtype=torch.float64) * (num_train - 1)).floor().long()
     return steps.flip(0)
+
+
+def latent_timesteps(num_train: int, T: int) -> Tensor:
+    """T timesteps of a schedule of `num_train`, as latent diffusion's DDIM sampler spaces them.
+
+    They are 1, 1 + c, 1 + 2 c, … with a stride c of num_train // T. diffusers' "leading" spacing with Stable
+    Diffusion's steps_offset of 1 is the same.
+    99 of 1000 is the published setting of text-guided CycleDiffusion: 1, 11, …, 981.
+
+    Returns:
+        int64 (T,), decreasing.
+
+    Raises:
+        ValueError: if T is not in 1 … num_train - 1.
+    """
+    if not 1 <= T < num_train:
+        raise ValueError(f"T must be between 1 and {num_train - 1} with latent spacing; got {T}")
+    return (1 + torch.arange(T) * (num_train // T)).flip(0)
+
+
+def sampling_path(alpha_bar: Tensor, T: int, spacing: Spacing) -> tuple[Tensor, float]:
+    """Timesteps of a sampler (int64 (T,), decreasing) and the alpha_bar at which its last step ends.
+
+    "uniform" ends at the clean image, alpha_bar 1, as the pixel-space codes do. "latent" ends at alpha_bar[0], so that
+    the last step has noise and can be encoded too, as latent diffusion's code has it (and diffusers with
+    set_alpha_to_one false).
+    """
+    if spacing == "uniform":
+        return spaced_timesteps(len(alpha_bar), T), 1.0
+    if spacing == "latent":
+        return latent_timesteps(len(alpha_bar), T), alpha_bar[0].item()
+    raise ValueError(f"spacing must be uniform or latent; got {spacing!r}")
 
 
 def respaced_timesteps(num_train: int, spacing: str | int) -> Tensor:

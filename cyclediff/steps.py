@@ -7,7 +7,8 @@
     z                  z                           eps_t                       eps_t of the latent code
 
 alpha_bar and alpha_bar_prev are Python floats (float64) and are cast once, where they meet a tensor; images are
-(n, c, h, w) of any float type. Past the last timestep alpha_bar_prev is 1: sigma_t is 0 and the step returns x0_hat.
+(n, c, h, w) of any float type. Where alpha_bar_prev is 1, past the last timestep of a pixel-space sampler, sigma_t is 0
+and the step returns x0_hat.
 """
 
 import math
@@ -18,9 +19,9 @@ import torch
 from torch import Tensor
 
 
-def transitions(alpha_bar: Tensor, timesteps: Tensor) -> Iterator[tuple[int, float, float]]:
-    """Walk decreasing `timesteps` down to the clean image: (t, alpha_bar, alpha_bar_prev) of each transition."""
-    levels = [*alpha_bar[timesteps.cpu()].tolist(), 1.0]
+def transitions(alpha_bar: Tensor, timesteps: Tensor, end: float = 1.0) -> Iterator[tuple[int, float, float]]:
+    """Walk decreasing `timesteps` down to level `end`: (t, alpha_bar, alpha_bar_prev) of each transition."""
+    levels = [*alpha_bar[timesteps.cpu()].tolist(), end]
     yield from zip(timesteps.tolist(), levels[:-1], levels[1:], strict=True)
 
 
@@ -98,3 +99,11 @@ def infer_noise(
     """
     slope = math.sqrt(1 - alpha_bar_prev - sigma**2) - math.sqrt(alpha_bar_prev * (1 - alpha_bar) / alpha_bar)
     return n + slope / sigma * (predict_eps(xt, x0, alpha_bar) - eps)
+
+
+def landing_noise(xt: Tensor, x0: Tensor, alpha_bar: float, alpha_bar_prev: float, sigma: float) -> Tensor:
+    """The n with which posterior_step(..., n) lands on x0 itself: for the last transition of a latent sampler.
+
+    Not Gaussian, since x0 is not at noise level alpha_bar_prev: large where sigma is small.
+    """
+    return (x0 - posterior_step(xt, x0, alpha_bar, alpha_bar_prev, sigma, 0.0)) / sigma

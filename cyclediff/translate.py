@@ -55,9 +55,10 @@ def translate(
             denoisers = {side: meter.watch(model.condition(), side) for side, model in models.items()}
             image = from_uint8(read_batch([source.path / f"{i}.png" for i in ids])).to(device)
             source_denoiser: Any = denoisers.get("source")  # None where the method does not use it
-            x0 = models["target"].encode(image)
+            noise = Noise(seed, ids, device=noise_device)
+            x0 = models["target"].encode(image, noise)
             try:
-                out = method(x0, source_denoiser, denoisers["target"], Noise(seed, ids, device=noise_device))
+                out = method(x0, source_denoiser, denoisers["target"], noise)
             except ValueError as error:
                 raise UserError(str(error)) from error
             if not out.isfinite().all():

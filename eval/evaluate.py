@@ -1,5 +1,6 @@
 """From folders of images to numbers, each with the protocol it was made by."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from eval.clip import ClipScorer
+from eval.editing import background_columns, background_scores, text_columns, text_scores
+from eval.edits import EDITS, Edit, read_edits
 from eval.features import Extractor, cached, file_digest
 from eval.frechet import frechet_distance
 from eval.kid import kernel_distance
 from eval.pairwise import l2, psnr, ssim
-from eval.pets import factor_error, load_pets_judge, observe
+from eval.pets import edit_error, factor_error, kept_error, load_pets_judge, observe
 from eval.statistics import bootstrap_mean
 
 CHUNK = 32
@@ -31,6 +35,7 @@ class Protocol:
         features: of FID and KID; None leaves them out.
         reference: what the reference images are, for protocol strings.
         judge: weights of the embedded world's judge, for factor errors; None for photos.
+        clip: scores edits by their texts; None leaves that out.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Protocol:
     features: Extractor | None
     reference: str
     judge: Path | None = None
+    clip: ClipScorer | None = None
 
 
 def evaluate(
@@ -48,41 +54,39 @@ def evaluate(
     counterpart: Path | None,
     protocol: Protocol,
     cache: Path | None = None,
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
-    """Score a folder of translations; images are paired by stem.
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float | None]]]:
+    """Score a folder of translations or edits; images are paired by stem.
 
     Args:
-        generated: the translations, PNGs.
-        source: what they were translated from, PNGs.
+        generated: the results, PNGs; those without a source are passed over.
+        source: what they were made from, PNGs, and for edits their texts (edits.csv).
         reference: images of the target domain, for FID and KID.
-        counterpart: the true translations, where there are such.
+        counterpart: the true results, where there are such.
         protocol: how to score.
         cache: folder for features of the reference.
 
     Returns:
-        Per metric its value, 95 % interval over images where it is a mean, numbers of images, direction and protocol
-        string; and per image id its own values.
+        Per metric its value, 95 % interval over images where it is a mean, number of images that have it, direction and
+        protocol string; and per image id its own values, None where it has none.
+
+    Raises:
+        ValueError: if there is nothing to score, or an image has no line in edits.csv.
     """
-    stems = sorted(path.stem for path in generated.glob("*.png"))
-    faithful = f"png{protocol.size}/{protocol.resize}/per-image-mean"
-    columns = {
-        "psnr": (True, f"psnr/{faithful}/vs-source"),
-        "ssim": (True, f"ssim/gauss11-1.5-valid/{faithful}/vs-source"),
-        "l2": (False, f"l2/{faithful}/vs-source"),
-    }
-    if counterpart:
-        columns["counterpart_psnr"] = True, f"psnr/{faithful}/vs-counterpart"
-    if protocol.judge:
-        network = f"pets-judge-{file_digest(protocol.judge)}"
-        columns["factor_error"] = False, f"factor-error/{network}/per-image-mean/vs-source"
-    chunks = [stems[start : start + CHUNK] for start in range(0, len(stems), CHUNK)]
-    parts = [_pairwise(generated, source, counterpart, chunk, protocol.judge) for chunk in chunks]
+    stems = sorted({path.stem for path in generated.glob("*.png")} & {path.stem for path in source.glob("*.png")})
+    edits = read_edits(source)
+    _check(stems, edits, generated, source)
+    columns = _columns([edits[stem] for stem in stems if edits], bool(counterpart), protocol)
+    parts = []
+    for chunk in (stems[start : start + CHUNK] for start in range(0, len(stems), CHUNK)):
+        truths = _read(counterpart, chunk) if counterpart else None
+        wanted = [edits[stem] for stem in chunk if edits]
+        parts.append(_scores(_read(generated, chunk), _read(source, chunk), truths, wanted, protocol))
     values = {key: torch.cat([part[key] for part in parts]) for key in columns}
     metrics = _distances([generated / f"{stem}.png" for stem in stems], reference, protocol, cache)
     for key, (higher, text) in columns.items():
-        entry = {"value": values[key].mean().item(), "ci95": bootstrap_mean(values[key]), "n": len(stems)}
-        metrics[key] = {**entry, "n_reference": None, "higher_is_better": higher, "protocol": text}
-    rows = {stem: {key: value[i].item() for key, value in values.items()} for i, stem in enumerate(stems)}
+        metrics[key] = {**_mean(values[key]), "n_reference": None, "higher_is_better": higher, "protocol": text}
+    known = {key: [None if x != x else x for x in value.tolist()] for key, value in values.items()}  # x != x: NaN
+    rows = {stem: {key: value[i] for key, value in known.items()} for i, stem in enumerate(stems)}
     return metrics, rows
 
 
@@ -91,17 +95,67 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
 
 
-def _pairwise(
-    generated: Path, source: Path, counterpart: Path | None, stems: list[str], judge: Path | None
+def _check(stems: list[str], edits: dict[str, Edit], generated: Path, source: Path) -> None:
+    if not stems:
+        raise ValueError(f"no PNG in {generated} has the name of one in {source}; there is nothing to score")
+    without = [stem for stem in stems if stem not in edits]
+    if edits and without:
+        raise ValueError(f"{source / EDITS} has no line for {len(without)} images ({without[0]}, …); add them")
+
+
+def _columns(edits: Sequence[Edit], truth: bool, protocol: Protocol) -> dict[str, tuple[bool, str]]:
+    """Metrics that are means over images: whether higher is better, and the protocol string."""
+    faithful = f"png{protocol.size}/{protocol.resize}/per-image-mean"
+    columns = {
+        "psnr": (True, f"psnr/{faithful}/vs-source"),
+        "ssim": (True, f"ssim/gauss11-1.5-valid/{faithful}/vs-source"),
+        "l2": (False, f"l2/{faithful}/vs-source"),
+    }
+    if truth:
+        columns["counterpart_psnr"] = True, f"psnr/{faithful}/vs-counterpart"
+    if protocol.judge:
+        judge = f"pets-judge-{file_digest(protocol.judge)}/per-image-mean"
+        if edits and truth:
+            columns["edit_error"] = False, f"factor-error/{judge}/edited-factor/vs-counterpart"
+            columns["kept_error"] = False, f"factor-error/{judge}/other-factors/vs-source"
+        else:
+            columns["factor_error"] = False, f"factor-error/{judge}/vs-source"
+    if edits and protocol.clip:
+        columns |= text_columns(protocol.clip, faithful)
+    if any(edit.mask for edit in edits):
+        columns |= background_columns(faithful)
+    return columns
+
+
+def _scores(
+    images: Tensor, sources: Tensor, truths: Tensor | None, edits: Sequence[Edit], protocol: Protocol
 ) -> dict[str, Tensor]:
-    images, sources = _read(generated, stems), _read(source, stems)
+    """The values of all columns for some images, uint8 (n, 3, h, w); float64 (n,) each."""
     values = {"psnr": psnr(images, sources), "ssim": ssim(images, sources), "l2": l2(images, sources)}
-    if counterpart:
-        values["counterpart_psnr"] = psnr(images, _read(counterpart, stems))
-    if judge:
-        seen, kept = (observe(load_pets_judge(judge), part)[1] for part in (images, sources))
-        values["factor_error"] = factor_error(seen, kept)
+    if truths is not None:
+        values["counterpart_psnr"] = psnr(images, truths)
+    if protocol.judge:
+        judge = load_pets_judge(protocol.judge)
+        seen, kept = (observe(judge, part)[1] for part in (images, sources))
+        if edits and truths is not None:
+            categories = [edit.category for edit in edits]
+            values["edit_error"] = edit_error(seen, observe(judge, truths)[1], categories)
+            values["kept_error"] = kept_error(seen, kept, categories)
+        else:
+            values["factor_error"] = factor_error(seen, kept)
+    if edits and protocol.clip:
+        values |= text_scores(images, sources, edits, protocol.clip)
+    if edits:
+        values |= background_scores(images, sources, edits)
     return values
+
+
+def _mean(values: Tensor) -> dict[str, Any]:
+    """Mean, interval and number of the images that have a value."""
+    values = values[~values.isnan()]
+    some = len(values) > 0
+    mean, interval = (values.mean().item(), bootstrap_mean(values)) if some else (None, None)
+    return {"value": mean, "ci95": interval, "n": len(values)}
 
 
 def _distances(

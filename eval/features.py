@@ -1,7 +1,7 @@
 """Feature extractors: each owns its network, its resize and its normalisation, and says so in the protocol string."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 BATCH = 32
+MARK = torch.tensor([ord(letter) / 1024 for letter in "RANDOM WEIGHTS"])  # scripts/make_random_checkpoints.py writes it
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,15 @@ def cached(extractor: Extractor, paths: Sequence[Path], cache: Path | None) -> T
     return features
 
 
-def file_digest(path: Path) -> str:
-    """First 8 hexadecimal digits of a file's sha256, for protocol strings."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
+def carries_mark(tensors: Iterable[Tensor]) -> bool:
+    """Whether weights are random: one of their vectors then begins with the mark."""
+    return any(value.dim() == 1 and value[: len(MARK)].float().cpu().equal(MARK) for value in tensors)
+
+
+def file_digest(*paths: Path) -> str:
+    """First 8 hexadecimal digits of the sha256 of files, one after another, for protocol strings."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()[:8]

@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.features import Extractor, file_digest
+from eval.features import Extractor, carries_mark, file_digest
 
 CLEAN_FID = "inception-2015-12-05.pt"
 PYTORCH_FID = "pt_inception-2015-12-05-6726825d.pth"
-MARK = torch.tensor([ord(letter) / 1024 for letter in "RANDOM WEIGHTS"])  # scripts/make_random_checkpoints.py writes it
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -105,5 +104,5 @@ def _insist_on_name(path: str, name: str) -> None:
 
 def _name(name: str, path: str, tensors: Any) -> tuple[str, bool]:
     """The network's name in protocol strings; random weights carry a mark, and their name is another."""
-    random = any(value.dim() == 1 and value[: len(MARK)].cpu().equal(MARK) for value in tensors)
+    random = carries_mark(tensors)
     return (f"RANDOM-{name}-{file_digest(Path(path))}" if random else name), random

@@ -53,9 +53,10 @@ def read_paper(task_folder: Path) -> Paper:
 
 
 def agrees(published: Published, run: dict[str, Any]) -> bool:
-    """Whether a run was made as the published number was: protocol, whole data set, published settings."""
-    protocol = run["identity"]["protocol"].split("/")[0]
-    return bool(published.protocol == protocol and run["data"]["dataset"] and run["published_settings"])
+    """Whether a run was made as the published number was: protocol, whole data set, published settings and tier."""
+    protocol, whole = run["identity"]["protocol"].split("/")[0], not run["data"].get("missing")
+    settings = run["published_settings"] and run.get("tier") in (None, "paper")
+    return bool(published.protocol == protocol and run["data"]["dataset"] and whole and settings)
 
 
 def explain(paper: Paper, shown: list[tuple[str, str, Published, bool]]) -> list[str]:

@@ -1,5 +1,6 @@
 """The embedded world's observer: features for FID and KID, and the factors that it sees in a picture."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,13 @@ HUES = 3
 SCALARS = 7
 DOMAIN = SCALARS + 2 * HUES  # the output that is positive for a dog
 DEGRADATIONS = 4
+EDITED = {
+    "size": 2,
+    "gaze": 6,
+    "fur": SCALARS,
+    "background": SCALARS + 1,
+    "animal": SCALARS + HUES,
+}  # of `_differences`
 
 
 class PetsJudge(nn.Module):
@@ -65,11 +73,59 @@ def factor_error(a: Tensor, b: Tensor) -> Tensor:
     A scalar factor's difference is in units of its range, a hue's in units of half a turn, so 0 is "all kept", and two
     unrelated images differ by 0.4 on average.
     """
+    return _differences(a, b)[:, : SCALARS + HUES].mean(1)
+
+
+def edit_error(seen: Tensor, wanted: Tensor, category: Sequence[str]) -> Tensor:
+    """Difference of the edited factor between results and truth; 0 is "as it should be".
+
+    Args:
+        seen: the judge's outputs for edited images, (n, 18).
+        wanted: for the true edited images, (n, 18).
+        category: n times what was edited, one of `EDITED`. The animal's difference is that of the judge's certainties.
+
+    Returns:
+        float64 (n,) in [0, 1].
+
+    Raises:
+        ValueError: if a category is unknown.
+    """
+    return _differences(seen, wanted).gather(1, _edited(category))[:, 0]
+
+
+def kept_error(seen: Tensor, kept: Tensor, category: Sequence[str]) -> Tensor:
+    """Mean difference of all factors but the edited one, and of the animal, between results and sources.
+
+    Args:
+        seen: the judge's outputs for edited images, (n, 18).
+        kept: for the images before, (n, 18).
+        category: n times what was edited, one of `EDITED`.
+
+    Returns:
+        float64 (n,) in [0, 1]; 0 is "all else kept".
+
+    Raises:
+        ValueError: if a category is unknown.
+    """
+    differences = _differences(seen, kept).scatter(1, _edited(category), 0.0)
+    return differences.sum(1) / (differences.shape[1] - 1)
+
+
+def _edited(category: Sequence[str]) -> Tensor:
+    unknown = sorted(set(category) - EDITED.keys())
+    if unknown:
+        raise ValueError(f"an edit of the embedded world changes one of {', '.join(EDITED)}; got {unknown[0]!r}")
+    return torch.tensor([[EDITED[name]] for name in category])
+
+
+def _differences(a: Tensor, b: Tensor) -> Tensor:
+    """Of 7 scalars in units of their range, 3 hues in half turns, and the certainty of "dog": (n, 18) → (n, 11)."""
     scalars = (a[:, :SCALARS] - b[:, :SCALARS]).abs().clamp(max=2) / 2
     hue_a, hue_b = (x[:, SCALARS:DOMAIN].unflatten(1, (HUES, 2)) for x in (a, b))
     turn = torch.atan2(hue_a[..., 1], hue_a[..., 0]) - torch.atan2(hue_b[..., 1], hue_b[..., 0])
     hues = torch.atan2(turn.sin(), turn.cos()).abs() / torch.pi
-    return torch.cat([scalars, hues], dim=1).mean(1)
+    dog = (a[:, DOMAIN].sigmoid() - b[:, DOMAIN].sigmoid()).abs()
+    return torch.cat([scalars, hues, dog[:, None]], dim=1)
 
 
 def pets_judge(path: str, device: str = "cpu") -> Extractor:

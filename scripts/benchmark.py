@@ -3,6 +3,7 @@
 Times are wall clock on this machine; nothing else should run on it.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -125,19 +126,37 @@ def rows_of_invariance(table: Table) -> None:
         table.add_row(f"CycleDiffusion, batch of 16 against {name}", f"{difference:.1e}", "≤ 1e-4")
 
 
+def rows_of_editing(table: Table) -> None:
+    """Text-guided editing: the experiment, diffusers' pipeline on two sizes of network, the search."""
+    import benchmark_editing as b
+
+    b.row_of_experiment(table, timed)
+    b.rows_of_pipeline(table, "tiny", b.tiny(), side=16, steps=50)
+    b.rows_of_search(table)
+    b.rows_of_pipeline(table, "SD-1.4-sized", b.sd_sized(), side=32, steps=2)
+
+
+def rows_of_networks(table: Table) -> None:
+    """The unpaired experiment's networks at 256×256."""
+    from benchmark_networks import rows_of_cyclediffusion, rows_of_egsde, rows_of_forward
+
+    for rows in (rows_of_forward, rows_of_cyclediffusion, rows_of_egsde):
+        rows(table)
+
+
 def main() -> None:
     """Measure and print."""
     import torch
-    from benchmark_networks import rows_of_cyclediffusion, rows_of_egsde, rows_of_forward
 
+    parts = {"runs": rows_of_runs, "memory": rows_of_memory, "invariance": rows_of_invariance}
+    parts |= {"networks": rows_of_networks, "editing": rows_of_editing}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*parts, []], help="default: all")
     title = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
     table = Table("what", "measured", "promised", title=title)
-    rows_of_runs(table)
-    rows_of_memory(table)
-    rows_of_invariance(table)
-    for rows in (rows_of_forward, rows_of_cyclediffusion, rows_of_egsde):
-        rows(table)
-    Console(width=110).print(table)
+    for name in parser.parse_args().names or parts:
+        parts[name](table)
+    Console(width=130).print(table)
 
 
 if __name__ == "__main__":

@@ -249,10 +249,15 @@ def write_weights(name: str, net: nn.Module, card: dict) -> None:
     WEIGHTS.mkdir(exist_ok=True)
     path = WEIGHTS / f"{name}.safetensors"
     save_file({key: value.half().contiguous() for key, value in net.state_dict().items()}, path)
+    write_card(name, path, SEEDS[name], net, card)
+
+
+def write_card(name: str, path: Path, seed: int, net: nn.Module, card: dict) -> None:
+    """Say beside the weights folder's files what a file of weights is and how it came about."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     size = sum(p.numel() for p in net.parameters())
-    card = {"name": name, "parameters": size, "data_seed": SEEDS[name], **card, "sha256": digest}
-    path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+    card = {"name": name, "parameters": size, "data_seed": seed, **card, "sha256": digest}
+    (WEIGHTS / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
 def check(species: str, count: int = 256, batch: int = 32) -> None:

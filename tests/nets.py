@@ -13,15 +13,20 @@ from cyclediff.models import adm, ddpm
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
 from cyclediff.models.weights import load_converted
+from cyclediff.prompt_alignment import Prompt
 from cyclediff.schedule import alpha_bar_from_betas
 
 GOLDEN = Path(__file__).parent / "golden"
 OFFICIAL = {
     "CycleDiffusion": "ChenWu98/cycle-diffusion@3edb980",
+    "CycleDiffusion, text-guided": "ChenWu98/cycle-diffusion@3edb980, latent diffusion and ensemble",
     "SDEdit": "ermongroup/SDEdit@66a5e44",
     "DDIB": "suxuann/ddib@89e5c27",
     "ILVR": "jychoi118/ilvr_adm@9b84f26",
     "EGSDE": "ML-GSAI/EGSDE@446a957",
+    "Prompt-to-Prompt": "google/prompt-to-prompt@9c472e4 (controllers: the notebooks of its fork)",
+    "CLIP scores": "ChenWu98/cycle-diffusion@3edb980, model/energy/clean_clip.py",
+    "diffusers": "huggingface/diffusers 0.42.1: its pipelines under the same noise, on small random networks",
     "Networks": "guided_diffusion/unet.py (ILVR, EGSDE), models/diffusion.py (SDEdit), as diffusers networks",
 }
 
@@ -36,6 +41,35 @@ def golden(name: str) -> dict[str, Tensor]:
 def cases(name: str) -> dict[str, dict]:
     with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
         return json.loads(file.metadata()["cases"])
+
+
+@cache
+def golden_json(name: str) -> dict:
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def golden_prompt(text: str) -> Prompt:
+    """A prompt of words that the golden prompts have, as CLIP's tokenizer splits it."""
+    tokens = [("<start_of_text>", 49406), *(token for word in text.split() for token in _tokens()[word])]
+    pieces, ids = zip(*tokens, ("<end_of_text>", 49407), strict=True)
+    return Prompt(text, ids, pieces)
+
+
+@cache
+def _tokens() -> dict[str, list[tuple[str, int]]]:
+    """Word → its pieces and their ids, from the golden prompts that lose no letter in their pieces."""
+    alignment = golden_json("p2p_alignment")
+    found = {"tiger": [("tiger", 0)], "rug": [("rug", 1)]}  # one token each, in golden prompts stored without tokens
+    records = [prompt for record in alignment["replacement"] for prompt in (record["source"], record["target"])]
+    records += [prompt for record in alignment["refinement"] for prompt in (record["source"], record["target"])]
+    records += [record["tokens"] for kind in ("word_inds", "equalizer_stable") for record in alignment[kind]]
+    for record in (record for record in records if "�" not in record["decoded"]):
+        tokens = list(zip(record["decoded"], record["ids"], strict=True))[1:-1]
+        for word in record["text"].split():
+            found[word] = []
+            while tokens and "".join(piece for piece, _ in found[word]) != word.lower():
+                found[word].append(tokens.pop(0))
+    return found
 
 
 def state_of(name: str, prefix: str) -> dict[str, Tensor]:
@@ -101,6 +135,9 @@ class RecordedNoise:
         draw = self.draws.pop(0)
         assert draw.shape == x.shape
         return draw
+
+    def rows(self, start: int, stop: int) -> "RecordedNoise":
+        raise AssertionError("a recording is of a whole batch")
 
 
 def gaussian_denoiser(mean: float, std: float, alpha_bar: Tensor):

@@ -9,7 +9,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
+from cyclediff.attention_control import AttentionControl
+from cyclediff.denoiser import GuidedDenoiser
 from cyclediff.noise import Noise
+from cyclediff.prompt_alignment import Prompt
 from cyclediff.schedule import alpha_bar_from_betas, linear_betas
 
 from .nets import gaussian_denoiser, tiny_classifier
@@ -24,7 +27,8 @@ X0 = 0.3 + 0.2 * torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_se
 def settings_of(file: Path, task: str = "pets_cat2dog") -> dict:
     """The settings with which run.py would build the method."""
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        cfg = compose("config", [f"method={file.stem}", f"task={task}"])
+        more = ["timesteps=ldm"] if task == "zero_shot" else []
+        cfg = compose("config", [f"method={file.stem}", f"task={task}", *more])
     settings = OmegaConf.to_container(cfg.method, resolve=False)
     settings.pop("extractor", None)
     return OmegaConf.to_container(OmegaConf.create({"task": cfg.task, "method": settings}).method, resolve=True)
@@ -33,6 +37,8 @@ def settings_of(file: Path, task: str = "pets_cat2dog") -> dict:
 def make(file: Path, task: str = "pets_cat2dog"):
     settings = settings_of(file, task)
     needed = set(settings.pop("models"))
+    if settings.get("attention"):
+        settings["attention"] = AttentionControl(**settings["attention"])
     if "extractor" in needed:
         settings["extractor"] = tiny_classifier().features
     method = get_class(settings.pop("_target_"))(**settings)
@@ -40,8 +46,23 @@ def make(file: Path, task: str = "pets_cat2dog"):
     return method
 
 
+def prompted(mean: float, n: int) -> GuidedDenoiser:
+    """One network under a prompt that says around which mean its data lie."""
+    prompt = Prompt("a cat", (0, 1, 2, 3), ("", "a", "cat", ""))
+    context, empty = torch.full((n, 4, 1), mean), torch.zeros(1, 4, 1)
+    return GuidedDenoiser(prompted_network, ALPHA_BAR, "epsilon", context, empty, (1.0,) * n, (prompt,) * n)
+
+
+def prompted_network(xt, t, context, edit):
+    ab = ALPHA_BAR[t][:, None, None, None].to(xt)
+    mean = context[:, 0, 0][:, None, None, None]
+    return (1 - ab).sqrt() * (xt - ab.sqrt() * mean) / (ab * 0.3**2 + 1 - ab)
+
+
 def call(method, x0=X0, ids=IDS, seed=1):
     denoisers = {"source": gaussian_denoiser(0.3, 0.2, ALPHA_BAR), "target": gaussian_denoiser(-0.4, 0.5, ALPHA_BAR)}
+    if getattr(method, "attention", None):
+        denoisers = {"source": prompted(0.3, len(ids)), "target": prompted(-0.4, len(ids))}
     sides = [denoisers[side] if side in method.uses else None for side in ("source", "target")]
     return method(x0, *sides, Noise(seed, ids))
 
@@ -53,11 +74,11 @@ def method(request):
 
 def test_every_method_has_a_file():
     names = {"cyclediffusion", "sdedit", "ddib", "ilvr", "egsde", "egsde_dagger"}
+    names |= {"cyclediffusion_cac", "sdedit_cac", "ddib_cac"}
     assert names <= {file.stem for file in FILES}
 
 
 PUBLISHED = {  # research protocols of the official codes
-    ("cyclediffusion", "cat2dog"): {"T": 1000, "T_es": 850, "eta": 0.1, "refine_steps": 100},
     ("cyclediffusion", "wild2dog"): {"T": 1000, "T_es": 850, "eta": 0.1, "refine_steps": 150},
     ("sdedit", "cat2dog"): {"T": 1000, "t0": 500, "repeats": 1, "variance": "small"},
     ("ilvr", "cat2dog"): {"timesteps": "100", "down_N": 32, "range_t": 0, "variance": "learned"},
@@ -65,6 +86,9 @@ PUBLISHED = {  # research protocols of the official codes
     ("egsde", "cat2dog"): {"T": 1000, "t0": 500, "lambda_s": 500, "lambda_i": 2, "down_N": 32, "repeats": 1},
     ("egsde", "male2female"): {"t0": 500, "similarity_s": "cosine", "similarity_i": "neg_l2"},
     ("egsde_dagger", "wild2dog"): {"T": 1000, "t0": 600},
+    ("cyclediffusion", "zero_shot"): {"T": 99, "T_es": 99, "eta": 0.1, "refine_steps": 0, "spacing": "latent"},
+    ("ddib", "zero_shot"): {"timesteps": "99", "spacing": "latent", "clip_denoised": False},
+    ("cyclediffusion", "cat2dog"): {"T": 1000, "T_es": 850, "eta": 0.1, "refine_steps": 100, "spacing": "uniform"},
 }
 
 

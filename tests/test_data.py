@@ -3,7 +3,16 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclediff.data import Expected, check_dataset, prepare_pets, prepare_photos, raw_folder
+from cyclediff.data import (
+    Expected,
+    Folder,
+    Sources,
+    cached_folder,
+    check_dataset,
+    prepare_pets,
+    prepare_photos,
+    raw_folder,
+)
 from cyclediff.errors import UserError
 from cyclediff.pets.render import render, sample_factors
 
@@ -133,6 +142,33 @@ def test_a_raw_folder_is_named_by_its_content(afhq):
     assert (before.path, before.ids, before.name) == (afhq, ("flickr_cat_0", "flickr_cat_1", "flickr_cat_2"), "cat")
     Image.new("RGB", (32, 32), "red").save(afhq / "flickr_cat_1.jpg")
     assert raw_folder(afhq).digest != before.digest
+
+
+def test_a_record_tells_what_is_missing(tmp_path):
+    folder = Folder(tmp_path, ("a", "b"), "mine", "0123abcd")
+    whole = Sources(folder, None, None, None).record()
+    assert set(whole) == {"name", "dataset", "digest", "n", "source", "counterpart", "reference"}
+    missing = {"missing": ["./x.png", "./x.png"]}
+    assert Sources(folder, None, None, None, ("./x.png",) * 2).record() == whole | missing | {"of": 4}
+    assert Sources(folder, None, None, None, ("./x.png",) * 2, found=70).record() == whole | missing | {"of": 72}
+    assert Sources(folder, None, None, None, found=70).record() == whole
+
+
+def test_other_files_of_a_prepared_folder_are_watched(tmp_path):
+    def draw(target):
+        (target / "a.png").write_text("image")
+        (target / "more").mkdir(exist_ok=True)
+        (target / "more" / "b.txt").write_text("text")
+
+    def prepare():
+        cached_folder(tmp_path / "folder", ("a",), "mine", "0123abcd", draw, ("more/b.txt",))
+        return (tmp_path / "folder" / "manifest.json").stat().st_mtime_ns
+
+    first = prepare()
+    assert prepare() == first
+    (tmp_path / "folder" / "more" / "b.txt").write_text("tex")
+    prepare()
+    assert (tmp_path / "folder" / "more" / "b.txt").read_text() == "text"
 
 
 @pytest.mark.parametrize("photo", ["astronaut", "chelsea", "coffee"])

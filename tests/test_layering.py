@@ -9,20 +9,27 @@ ROOT = Path(__file__).parents[1]
 OURS = {"cyclediff", "baselines", "eval", "scripts", "run", "tests"}
 
 MATHS = {f"cyclediff.{name}" for name in ("schedule", "steps", "noise", "denoiser", "method", "lowpass")}
+MATHS |= {f"cyclediff.{name}" for name in ("prompt_alignment", "attention_control", "joint")}
 ALLOWED = {  # a file or folder → the modules of this project that it may import
     "cyclediff/schedule.py": set(),
     "cyclediff/noise.py": set(),
     "cyclediff/steps.py": set(),
     "cyclediff/lowpass.py": set(),
-    "cyclediff/denoiser.py": {"cyclediff.schedule"},
+    "cyclediff/denoiser.py": {"cyclediff.schedule", "cyclediff.prompt_alignment"},
+    "cyclediff/prompt_alignment.py": set(),
+    "cyclediff/attention_control.py": {"cyclediff.prompt_alignment"},
     "cyclediff/method.py": {"cyclediff.denoiser", "cyclediff.noise"},
+    "cyclediff/joint.py": MATHS - {"cyclediff.joint"},
     "cyclediff/cyclediffusion.py": MATHS,
-    "cyclediff/models": {"cyclediff.schedule", "cyclediff.denoiser", "cyclediff.models", "cyclediff.errors"},
-    "cyclediff/pets": set(),
+    "cyclediff/search.py": MATHS | {"cyclediff.cyclediffusion"},
+    "cyclediff/selection.py": set(),
+    "cyclediff/models": MATHS - {"cyclediff.joint"} | {"cyclediff.models", "cyclediff.errors"},
+    "cyclediff/pets": {"cyclediff.pets"},
     "baselines": MATHS,
     "eval": {"eval"},
 }
 HEAVY = {"torch", "diffusers", "torchmetrics", "torchvision", "scipy", "transformers", "cleanfid", "requests"}
+HEAVY |= {"open_clip", "pyarrow"}
 
 
 def imports(path: Path, only_module_level: bool = False) -> set[str]:

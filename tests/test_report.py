@@ -3,11 +3,12 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 from rich.console import Console
 
-from eval.grid import GAP, LABEL, TILE, draw_grid
+from eval.grid import GAP, LABEL, LINE, TILE, draw_grid, wrap
 from eval.report import read_sections, to_csv, to_markdown, to_rich, write_tables
 
 
@@ -204,3 +205,158 @@ def test_random_and_trained_weights_get_tables_of_their_own(task):
     make_run(task, "m")
     make_run(task, "n", record={"random_weights": ["target"]})
     assert sorted(section.title.startswith("RANDOM") for section in read_sections(task)) == [False, True]
+
+
+# zero-shot editing
+
+
+def edit_run(task, method="m", unselected=None, images=("a", "b"), **record):
+    """A run of an editing task: the metrics of one, and a source folder with texts."""
+    folder = make_run(task, method, record=record)
+    values = {"psnr": 18.0, "ssim": 0.7, "l2": 50.0, "clip": 0.31, "dclip": 0.25, "edit_error": 0.1, "kept_error": 0.05}
+    values |= {"background_psnr": 25.0, "background_ssim": 0.9, "background_mse": 0.0219}
+    metrics = {key: {"value": value, "ci95": None, "protocol": f"{key}/x"} for key, value in values.items()}
+    for key, value in (unselected or {}).items():
+        metrics[key]["unselected"] = value
+    (folder / "metrics.json").write_text(json.dumps({"schema": 1, "metrics": metrics}))
+    run = json.loads((folder / "run.json").read_text())
+    lines = ["id,source,target,category,mask", *(f'{stem},a cat,"a {stem}, red",,' for stem in images)]
+    (task / "data" / run["data"]["source"] / "edits.csv").write_text("\n".join(lines))
+    return folder
+
+
+def rewrite(folder, **changes):
+    run = json.loads((folder / "run.json").read_text())
+    run["data"] |= changes
+    (folder / "run.json").write_text(json.dumps(run))
+
+
+def test_scores_of_edits_have_columns(task):
+    edit_run(task)
+    (section,) = read_sections(task)
+    text = to_markdown(section)
+    assert (
+        "| method | PSNR dB ↑ | SSIM ↑ | L2 ↓ | CLIP ↑ | D-CLIP ↑ | edit error ↓ | others' error ↓ | background PSNR ↑ "
+        "| background SSIM ↑ | background MSE×10⁴ ↓ | NFE/image | s/image | images/s |"
+    ) in text
+    assert "| m | 18.00 | 0.700 | 50.00 | 0.310 | 0.250 | 0.100 | 0.050 | 25.00 | 0.900 | 219.00 | 50 |" in text
+    assert "FID" not in text
+
+
+SELECTION = {"candidates": 540, "metric": "dclip", "grid": {"trials": 15}}
+
+
+def test_selected_and_unselected_stand_side_by_side(task):
+    means = {"dclip": 0.1, "clip": 0.29, "psnr": 20.5, "ssim": 0.75, "l2": 45.0}
+    edit_run(task, selection=SELECTION, unselected=means)
+    edit_run(task, "n", selection={"candidates": 540, "metric": "dclip", "grid": {"trials": 5}})
+    (section,) = read_sections(task)
+    text = to_markdown(section)
+    assert (
+        "| method | PSNR dB ↑ | PSNR dB, all | SSIM ↑ | SSIM, all | L2 ↓ | L2, all | CLIP ↑ | CLIP, all | D-CLIP ↑ "
+        "| D-CLIP, all | edit error ↓ |"
+    ) in text
+    assert (
+        "| m (best of 540 by dclip) | 18.00 | 20.50 | 0.700 | 0.750 | 50.00 | 45.00 | 0.310 | 0.290 | 0.250 | 0.100 |"
+    ) in text
+    assert "| n (best of 540 by dclip) | 18.00 | – |" in text
+    assert "D-CLIP, all: mean over all candidates; the other columns are of the best of 540 by dclip" in text
+    first, second = csv.DictReader(io.StringIO(to_csv([section])))
+    assert (first["dclip"], first["dclip_unselected"], first["selection"]) == ("0.25", "0.1", "best of 540 by dclip")
+    assert second["dclip_unselected"] == ""
+    assert first["background_mse"] == "0.0219"
+
+
+def test_without_selection_nothing_is_said_of_it(task):
+    edit_run(task, selection=None)
+    (section,) = read_sections(task)
+    assert "all" not in to_markdown(section).split("\n\n")[2]
+    assert section.rows[0][0] == "m"
+
+
+def test_tiers_and_selections_do_not_share_a_table(task):
+    edit_run(task, tier="quick")
+    edit_run(task, "n", tier="quick")
+    edit_run(task, tier="paper")
+    edit_run(task, tier="quick", selection=SELECTION)
+    edit_run(task, tier="quick", selection={**SELECTION, "candidates": 4, "asked": {"trials": 1}})
+    edit_run(task)
+    sections = read_sections(task)
+    assert sorted(len(section.rows) for section in sections) == [1, 1, 1, 1, 2]
+    titles = [section.title.rpartition("protocol pets/1")[2] for section in sections]
+    assert sorted(titles) == ["", ", tier paper", *[", tier quick"] * 3]
+    assert {row["tier"] for row in csv.DictReader(io.StringIO(to_csv(sections)))} == {"", "quick", "paper"}
+
+
+def test_tables_of_the_same_images_have_pictures_of_their_own(task):
+    edit_run(task, tier="quick")
+    edit_run(task, "n", tier="paper")
+    write_tables(task)
+    assert [section.picture for section in read_sections(task)] == ["grid-d1.png", "grid-d1-2.png"]
+    for picture in ("grid-d1.png", "grid-d1-2.png"):
+        assert (task / picture).exists()
+        assert f"({picture})" in (task / "table.md").read_text()
+
+
+def test_missing_tuples_are_told(task):
+    names = [f"./data/{i}.png" for i in (0, 0, 1, 2, 3, 4, 5)]
+    rewrite(edit_run(task), of=9, missing=names)
+    (section,) = read_sections(task)
+    assert section.title == "t: 2 of 9 tuples of photos, protocol pets/1"
+    told = "7 of 9 tuples are missing, because their images are not here: "
+    assert told + "./data/0.png, ./data/1.png, ./data/2.png, ./data/3.png, ./data/4.png, …." in section.warnings
+    (row,) = csv.DictReader(io.StringIO(to_csv([section])))
+    assert (row["n"], row["of"], row["missing"]) == ("2", "9", "7")
+
+
+def test_a_random_clip_is_told(task):
+    folder = edit_run(task)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for key in ("clip", "dclip"):
+        metrics["metrics"][key]["protocol"] = f"{key}/RANDOM-ViT/x"
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert "RANDOM WEIGHTS (CLIP)" in to_markdown(read_sections(task)[0])
+
+
+@pytest.mark.parametrize("spoil", [{"tier": "quick"}, {"missing": ["x.png"], "of": 3}], ids=["tier", "missing"])
+def test_no_difference_to_a_paper_for_another_tier_or_fewer_tuples(task, spoil):
+    folder = make_run(task, "m", name="egsde/1", record={"embedded": False, **({"tier": "paper"} | spoil)})
+    rewrite(folder, **spoil)
+    (task / "paper.json").write_text(json.dumps(PAPER))
+    text = to_markdown(read_sections(task)[0])
+    assert "18.50 ±0.25 p*" in text
+    assert "Δ" not in text.split("\n\n")[2]
+
+
+def test_the_picture_shows_the_target_texts(task):
+    edit_run(task)
+    write_tables(task)
+    with Image.open(task / "grid-d1.png") as image:
+        assert image.height == LINE + 2 * (TILE + GAP) + GAP
+        head = image.convert("L").crop((LABEL, 0, image.width, LINE))
+        assert head.getextrema()[0] < 100
+
+
+LONG = (
+    "a photograph of a Donaudampfschifffahrtsgesellschaftskapitän with a very large umbrella, standing on the pier in "
+    "the evening, gjpqy"
+)
+
+
+def test_captions_are_wrapped_and_not_cut(tmp_path):
+    for stem in "abc":
+        Image.new("RGB", (4, 4), "red").save(tmp_path / f"{stem}.png")
+    page = draw_grid([("x", tmp_path)], captions={"a": "short", "b": LONG})
+    font = ImageFont.load_default(size=17)
+    lines = wrap(LONG, font, TILE)
+    assert "".join(lines).replace(" ", "") == LONG.replace(" ", "")
+    assert all(font.getlength(line) <= TILE for line in lines)
+    assert page.height == len(lines) * LINE + TILE + 2 * GAP
+    ink = np.array(page.convert("L").crop((0, 0, page.width, len(lines) * LINE))) < 128
+    left, own = LABEL + TILE + GAP, ink[:, LABEL + TILE + GAP : LABEL + 2 * TILE + GAP]
+    assert own[: len(lines) * LINE].any(axis=1).reshape(len(lines), LINE).any(axis=1).all()
+    assert not own[0].any()
+    assert not ink[:, left - GAP + 1 : left - 1].any()  # the gaps between columns stay free
+    assert not ink[:, left + TILE + 1 :].any()
+    assert not ink[:-LINE, LABEL : left - GAP].any()  # a short caption stands right above its picture
+    assert page.getpixel((LABEL + 9, page.height - GAP - 9)) == (255, 0, 0)

@@ -113,7 +113,7 @@ def test_photos(tmp_path, photos):
     ("arguments", "told"),
     [
         (["metod=sdedit"], "did you mean method"),
-        (["method=sdedt"], "cyclediffusion, ddib, egsde, egsde_dagger, ilvr, sdedit (did you mean sdedit?)"),
+        (["method=sdedt"], "ilvr, sdedit, sdedit_cac (did you mean sdedit?)"),
         (["protocol=egsde"], "task pets_cat2dog is not scored by protocol egsde/1; choose protocol=pets"),
         (["experiment=male2female", "method=ddib"], "needs a source model, and none is known for male2female"),
         (["experiment=cat2dog", "protocol=pets"], "choose protocol=cyclediffusion or protocol=egsde"),

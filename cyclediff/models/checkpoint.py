@@ -48,8 +48,9 @@ def is_torchscript(path: Path) -> bool:
 
 
 def carries_mark(path: Path) -> bool:
-    """Whether a file of weights carries the mark; folders and hub ids are not looked into."""
-    return path.is_file() and is_random(read_checkpoint(path))
+    """Whether a file of weights, or the UNet of a diffusers folder, carries the mark; hub ids are not looked into."""
+    files = sorted(path.glob("unet/*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
+    return any(is_random(read_checkpoint(file)) for file in files)
 
 
 def is_random(state: Mapping[str, Tensor]) -> bool:

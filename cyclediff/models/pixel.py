@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cyclediff.denoiser import Denoiser
+from cyclediff.method import NoiseSource
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class PixelModel:
     denoiser: Denoiser
     size: int
 
-    def encode(self, image: Tensor) -> Tensor:
-        """x0 of an image in [-1, 1]: the image itself."""
+    def encode(self, image: Tensor, noise: NoiseSource) -> Tensor:
+        """x0 of an image in [-1, 1]: the image itself, without a draw."""
         return image
 
     def decode(self, x0: Tensor) -> Tensor:

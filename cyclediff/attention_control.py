@@ -1,0 +1,323 @@
+"""Prompt-to-Prompt (arXiv 2208.01626): the source's attention maps steer the layout of its edit.
+
+    AttentionControl    the settings of a method
+    ControlPlan         the tables of n (source, target) pairs of prompts, from AttentionControl.plan
+    AttentionEdit       what one evaluation of the network does to which rows of its batch, from ControlPlan.at
+    ControlledAttention the attention processor that does it: network(..., cross_attention_kwargs={"edit": edit})
+
+Everything is a value: nothing counts steps or layers, unlike the official controllers (google/prompt-to-prompt), whose
+maps are reproduced. Word swap, refinement and re-weighting are one formula, so that pairs of one batch may differ. With
+`base` and `own` the maps of the source and of the target row, a mapper P, and factors per target token,
+
+    new = (base P + own keep) equalizer,        edited = new alpha + own (1 - alpha).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cyclediff.prompt_alignment import (
+    Bounds,
+    Prompt,
+    equalizer,
+    refinement_mapper,
+    replacement_mapper,
+    window,
+    window_alphas,
+)
+
+Mode = Literal["replace", "refine", "auto"]
+Rows = Tensor | Sequence[int]
+
+
+@dataclass(frozen=True)
+class AttentionControl:
+    """How far a target's attention maps follow its source's.
+
+    Args:
+        cross: part of the steps with edited cross attention: b for [0, b], or [a, b]; or such a window per word of the
+            target, see `window_alphas` (cross_replace_steps in the official code).
+        self_attention: part of the steps at which self-attention maps are the source's (self_replace_steps).
+        mode: "replace" swaps words, "refine" takes over the tokens that both prompts have, "auto" replaces where the
+            prompts have equal numbers of words.
+        weights: factors of the maps of words of the target.
+        max_queries: self attention is only replaced in layers with at most so many positions; official 16².
+    """
+
+    cross: Bounds | Mapping[str, Bounds] = 0.8
+    self_attention: Bounds = 0.4
+    mode: Mode = "auto"
+    weights: Mapping[str, float] | None = None
+    max_queries: int = 256
+
+    def __post_init__(self):
+        windows = self.cross if isinstance(self.cross, Mapping) else {"": self.cross}
+        for word, bounds in windows.items():
+            window(bounds, f"cross[{word!r}]" if word else "cross")
+        window(self.self_attention, "self_attention")
+        if self.mode not in ("replace", "refine", "auto"):
+            raise ValueError(f"mode must be replace, refine or auto; got {self.mode!r}")
+        if self.max_queries < 0:
+            raise ValueError(f"max_queries must be at least 0; got {self.max_queries}")
+
+    def plan(self, sources: Sequence[Prompt], targets: Sequence[Prompt], length: int, num_steps: int) -> "ControlPlan":
+        """The tables for each pair of a source and a target prompt.
+
+        Args:
+            sources: n prompts.
+            targets: n prompts.
+            length: number of token positions that the network sees.
+            num_steps: of the sampler.
+
+        Raises:
+            ValueError: if there are no prompts or not equally many, if one has more tokens than `length`, or if words
+                are to be replaced in prompts with different numbers of them.
+        """
+        if not targets or len(sources) != len(targets):
+            raise ValueError(f"each target needs its source; got {len(sources)} sources and {len(targets)} targets")
+        tables = [mixing(source, target, self.mode, length) for source, target in zip(sources, targets, strict=True)]
+        low, high = window(self.self_attention)
+        return ControlPlan(
+            mapper=torch.stack([mapper for mapper, _ in tables]),
+            keep=torch.stack([keep for _, keep in tables]),
+            equalizer=torch.stack([equalizer(target, self.weights or {}, length) for target in targets]),
+            alpha=torch.stack([window_alphas(target, self.cross, num_steps, length) for target in targets]),
+            self_steps=range(int(num_steps * low), int(num_steps * high)),
+            max_queries=self.max_queries,
+        )
+
+
+def mixing(source: Prompt, target: Prompt, mode: Mode, length: int) -> tuple[Tensor, Tensor]:
+    """(P, keep), float (length, length) and (length,): how much of which source token, and of itself, a token takes."""
+    if mode == "replace" or (mode == "auto" and len(source.words) == len(target.words)):
+        return replacement_mapper(source, target, length), torch.zeros(length)
+    partners, alphas = refinement_mapper(source, target, length)
+    mapper = torch.zeros(length, length)
+    mapper[partners, torch.arange(length)] = alphas  # no partner is -1, the last row, with alpha 0
+    return mapper, 1 - alphas
+
+
+@dataclass(frozen=True, eq=False)
+class ControlPlan:
+    """What happens to n pairs of prompts over a whole run.
+
+    Args:
+        mapper: P, float (n, length, length), rows source, columns target.
+        keep: float (n, length).
+        equalizer: float (n, length).
+        alpha: float (n, num_steps + 1, length).
+        self_steps: the steps at which self attention is replaced.
+        max_queries: see AttentionControl.
+    """
+
+    mapper: Tensor
+    keep: Tensor
+    equalizer: Tensor
+    alpha: Tensor
+    self_steps: range
+    max_queries: int
+
+    def at(self, step: int, base_rows: Rows, edited_rows: Rows, pairs: Rows) -> "AttentionEdit | None":
+        """The edit of one evaluation of the network, or None if at this step there is nothing to do.
+
+        Args:
+            step: 0 is the first (the noisiest) of the sampler's steps.
+            base_rows: for each edited row the row of the batch with its source prompt.
+            edited_rows: rows with target prompts, conditional; no row may be both edited and a base.
+            pairs: for each edited row the pair that it belongs to. Rows may share a base row and a pair.
+
+        Raises:
+            ValueError: if there is no such step, or the rows are not equally many.
+        """
+        num_steps = self.alpha.shape[1] - 1
+        if not 0 <= step < num_steps:
+            raise ValueError(f"step must be between 0 and {num_steps - 1}; got {step}")
+        device = self.mapper.device
+        base, edited, pair = (torch.as_tensor(r, dtype=torch.int64).to(device) for r in (base_rows, edited_rows, pairs))
+        counts = len(base), len(edited), len(pair)
+        if len(set(counts)) > 1:
+            raise ValueError(f"base rows, edited rows and pairs must be equally many; got {counts}")
+        alpha = self.alpha[pair, step]
+        edit = AttentionEdit(
+            base=base,
+            edited=edited,
+            mapper=self.mapper[pair],
+            keep=self.keep[pair],
+            equalizer=self.equalizer[pair],
+            alpha=alpha,
+            edits_cross=bool(alpha.any()),
+            max_queries=self.max_queries if step in self.self_steps and len(edited) else 0,
+        )
+        return edit if edit.edits_cross or edit.max_queries else None
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionEdit:
+    """What happens in one evaluation of the network to e rows of its batch.
+
+    Args:
+        base: int64 (e,), the row that each edited row follows.
+        edited: int64 (e,).
+        mapper: P, float (e, length, length).
+        keep: float (e, length).
+        equalizer: float (e, length).
+        alpha: float (e, length).
+        edits_cross: whether any alpha is not 0.
+        max_queries: self attention is replaced in layers with at most so many positions; 0 for in none.
+    """
+
+    base: Tensor
+    edited: Tensor
+    mapper: Tensor
+    keep: Tensor
+    equalizer: Tensor
+    alpha: Tensor
+    edits_cross: bool
+    max_queries: int
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "AttentionEdit":
+        """The same edit on a device and for maps of a type. Optional, but saves a transfer in each layer."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        moved = {n: v.to(device, dtype if v.is_floating_point() else v.dtype) for n, v in tensors.items()}
+        return replace(self, **moved)
+
+    def edits_self(self, queries: int) -> bool:
+        """Whether self attention is replaced in layers with so many positions."""
+        return queries <= self.max_queries
+
+    def cross(self, maps: Tensor) -> Tensor:
+        """Cross-attention maps (rows, heads, q, length) with the edited rows mixed with their base rows; a new tensor.
+
+        Raises:
+            ValueError: if the maps have another number of token positions than the plan.
+        """
+        return maps.index_copy(0, self.edited.to(maps.device), self.mixed(maps))
+
+    def mixed(self, maps: Tensor) -> Tensor:
+        """The edited rows alone of `cross`, (e, heads, q, length)."""
+        if maps.shape[-1] != self.mapper.shape[-1]:
+            raise ValueError(
+                f"the network sees {maps.shape[-1]} token positions; the plan was made for {self.mapper.shape[-1]}: "
+                "give plan(length=...) the tokenizer's length"
+            )
+        keep, equal, alpha = (x.to(maps)[:, None, None, :] for x in (self.keep, self.equalizer, self.alpha))
+        base, own = maps[self.base.to(maps.device)], maps[self.edited.to(maps.device)]
+        mapped = (base.flatten(1, 2) @ self.mapper.to(maps)).view_as(own)
+        new = (mapped + own * keep) * equal
+        return new * alpha + own * (1 - alpha)
+
+    def self_attention(self, maps: Tensor) -> Tensor:
+        """Self-attention maps (rows, heads, q, q) with the edited rows' replaced; `maps` itself if q is too large."""
+        return self.follow(maps) if self.edits_self(maps.shape[2]) else maps
+
+    def follow(self, x: Tensor) -> Tensor:
+        """X (rows, …) with each edited row replaced by its base row, a new tensor."""
+        return x.index_copy(0, self.edited.to(x.device), x[self.base.to(x.device)])
+
+
+class ControlledAttention:
+    """An attention processor for diffusers' Attention modules that can edit attention maps.
+
+    Without an edit it computes what AttnProcessor2_0 does. With one, only the layers concerned leave the fast path, and
+    of those only cross attention, whose maps are then computed: a self-attention map is a function of its row's queries
+    and keys, so a row that takes its base row's queries and keys has its base row's map.
+    """
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        edit: AttentionEdit | None = None,
+    ) -> Tensor:
+        """One attention layer.
+
+        Args:
+            attn: diffusers' Attention, with the projections.
+            hidden_states: (rows, q, channels) or (rows, channels, height, width).
+            encoder_hidden_states: (rows, k, channels) in cross attention, None in self attention.
+            attention_mask: added to the scores; (rows, 1, k), or per head (rows × heads, 1, k).
+            temb: for attn.spatial_norm.
+            edit: what to do to which rows.
+
+        Returns:
+            Same shape as hidden_states.
+        """
+        residual, shape = hidden_states, hidden_states.shape
+        if attn.spatial_norm is not None:
+            hidden_states = attn.spatial_norm(hidden_states, temb)
+        if len(shape) == 4:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if encoder_hidden_states is not None and attn.norm_cross:
+            context = attn.norm_encoder_hidden_states(context)
+
+        query, key, value = (
+            project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for project, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
+        )
+        query = query if attn.norm_q is None else attn.norm_q(query)
+        key = key if attn.norm_k is None else attn.norm_k(key)
+        mask = attn.prepare_attention_mask(attention_mask, context.shape[1], context.shape[0])
+        if mask is not None:
+            mask = mask.unflatten(0, (-1, attn.heads))
+
+        attend = self_attention if encoder_hidden_states is None else cross_attention
+        out = attend(query, key, value, mask, edit).transpose(1, 2).flatten(2).to(query.dtype)
+        for layer in attn.to_out:  # a linear layer and dropout
+            out = layer(out)
+        if len(shape) == 4:
+            out = out.transpose(1, 2).reshape(shape)
+        return (out + residual if attn.residual_connection else out) / attn.rescale_output_factor
+
+
+def self_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, edit: AttentionEdit | None
+) -> Tensor:
+    """Attention within an image, (rows, heads, q, channels) → same shape."""
+    if edit is not None and edit.edits_self(query.shape[2]):
+        query, key, mask = edit.follow(query), edit.follow(key), None if mask is None else edit.follow(mask)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def cross_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, edit: AttentionEdit | None
+) -> Tensor:
+    """Attention to the text, (rows, heads, q, channels), and k instead of q in key and value → shape of query.
+
+    Rows that are not edited are torch's own to the last bit: a source does not depend on what is done to its edits.
+    """
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    if edit is None or not edit.edits_cross:
+        return out
+    rows = edit.edited.to(out.device)
+    return out.index_copy(0, rows, edit.mixed(attention_maps(query, key, mask)) @ value[rows])
+
+
+def attention_maps(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k / sqrt(channels)), (rows, heads, q, k) in the type of query; the softmax in float32 at least."""
+    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
+    scores = scores if mask is None else scores + mask
+    return scores.softmax(dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+
+
+class HasProcessors(Protocol):
+    """A diffusers network with attention."""
+
+    def set_attn_processor(self, processor: Any) -> object:
+        """Use one processor in all attention layers."""
+        ...
+
+
+def install(unet: HasProcessors) -> None:
+    """Make all attention layers of a diffusers network accept cross_attention_kwargs={"edit": ...}."""
+    unet.set_attn_processor(ControlledAttention())

@@ -1,0 +1,152 @@
+"""From prepared source PNGs and their texts to edited PNGs: candidates in batches, the best of each image kept."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cyclediff.candidates import Edits, Unit, edit, split
+from cyclediff.data import Folder
+from cyclediff.errors import UserError
+from cyclediff.images import from_uint8, read_batch, to_pil, to_uint8, write_png
+from cyclediff.meter import Meter
+from cyclediff.models.text_to_image import TextModel
+from cyclediff.noise import Noise
+from cyclediff.progress import ImageProgress
+from cyclediff.results import Run
+from cyclediff.selection import Grid, rank
+
+POSTERIOR = -1  # the trial that keys the codec's noise, drawn once an image for all its candidates
+Scores = Callable[[Sequence[str], Tensor], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How the candidates of an edit are made and ranked.
+
+    Args:
+        grid: all of them.
+        metric: the column of `scores` by which the best is chosen.
+        scores: (ids, edited images uint8 (n, 3, h, w)) → columns of (n,), with `<metric>_defined` where a score can be
+            undefined; not called where there is one candidate only.
+        shared_path: see `candidates.edit`.
+    """
+
+    grid: Grid
+    metric: str
+    scores: Scores
+    shared_path: bool
+
+
+@torch.no_grad()
+def edit_images(
+    method: Any,
+    model: TextModel,
+    source: Folder,
+    texts: Mapping[str, tuple[str, str]],
+    selection: Selection,
+    run: Run,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    noise_device: torch.device,
+) -> None:
+    """Edit every source image whose batch is not complete on disk, and log candidates and costs.
+
+    Args:
+        method: the method.
+        model: the text-to-image model.
+        source: prepared source images.
+        texts: source and target text of each.
+        selection: how candidates are made and ranked.
+        run: where edited images, candidates and costs go.
+        seed: the run's seed.
+        batch_size: candidates in a batch; several images share one where an image has fewer.
+        device: where the model is.
+        noise_device: where noise is drawn.
+
+    Raises:
+        UserError: if the method cannot work with this model, or its output is not finite.
+    """
+    count = len(selection.grid.candidates())
+    images = max(1, batch_size // count)
+    with ImageProgress(method.name, len(source.ids)) as progress:
+        for first in range(0, len(source.ids), images):
+            ids = source.ids[first : first + images]
+            if not run.missing(ids):
+                progress.skip(len(ids))
+                continue
+            began, meter = time.perf_counter(), Meter(ids, progress.step)
+            watched = meter.watch(model, "text-to-image")
+            pictures = from_uint8(read_batch([source.path / f"{i}.png" for i in ids])).to(device)
+            x0 = model.encode(pictures, Noise(seed, ids, POSTERIOR, noise_device))
+            edits = Edits(ids, [texts[i] for i in ids], x0, seed, noise_device)
+            best = _best(method, watched, edits, selection, batch_size)
+            for image_id, (picture, rows) in zip(ids, best, strict=True):
+                run.log_candidates(image_id, rows)
+                write_png(to_pil(picture), run.image(image_id))
+            run.log_batch(
+                ids,
+                seconds=time.perf_counter() - began,
+                network_seconds=meter.seconds if device.type == "cpu" else None,
+                evaluations=meter.rows,
+            )
+            progress.finish_batch(len(ids))
+
+
+def _best(
+    method: Any, model: TextModel, edits: Edits, selection: Selection, batch_size: int
+) -> list[tuple[Tensor, list[dict[str, Any]]]]:
+    """For each image its best edit, uint8, and a row per candidate; no other edit is kept."""
+    best: dict[int, tuple[Any, Tensor]] = {}
+    rows: list[list[dict[str, Any]]] = [[] for _ in edits.ids]
+    grid, metric = selection.grid, selection.metric
+    for units in split(method, grid, len(edits.ids), batch_size, selection.shared_path):
+        try:
+            latents = edit(method, model, edits, grid, units, selection.shared_path)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        _insist_on_finite(latents, edits, units, method.name)
+        made = torch.cat([to_uint8(model.decode(part)) for part in latents.split(max(1, batch_size // 4))])
+        ids = [edits.ids[image] for image, _ in units]
+        columns = selection.scores(ids, made) if len(grid.candidates()) > 1 else {}
+        for k, (image, candidate) in enumerate(units):
+            row = {key: value for key, value in vars(candidate).items() if key != "chain"}
+            row |= {key: value[k].item() for key, value in columns.items()}
+            rows[image].append(row)
+            if image not in best or rank(row, metric) > best[image][0]:
+                best[image] = rank(row, metric), made[k].cpu()
+    for image, found in enumerate(rows):
+        found.sort(key=lambda row: row["index"])
+        for row in found:
+            row["chosen"] = -best[image][0][2] == row["index"]
+    return [(best[image][1], found) for image, found in enumerate(rows)]
+
+
+def _insist_on_finite(latents: Tensor, edits: Edits, units: Sequence[Unit], name: str) -> None:
+    bad = latents.isfinite().flatten(1).all(1).logical_not().nonzero()
+    if len(bad):
+        image, candidate = units[int(bad[0])]
+        raise UserError(
+            f"{name} gave NaN or Inf for image {edits.ids[image]} (guidance {candidate.guidance}, skip "
+            f"{candidate.skip}); finished images are kept, check method.* and selection.grid"
+        )
+
+
+@torch.no_grad()
+def seconds_per_row(model: TextModel, rows: int, device: torch.device) -> float:
+    """Time of one evaluation of the network, measured on batches of `rows`, as the run will have them."""
+    side = model.size // 2 ** (len(model.vae.config.block_out_channels) - 1)
+    denoiser = model.condition(["a measurement"] * rows)
+    xt = torch.zeros(rows, model.vae.config.latent_channels, side, side, device=device)
+    t = torch.full((rows,), 500, device=device)
+
+    def once() -> float:
+        began = time.perf_counter()
+        denoiser(xt, t).sum().item()  # .item() waits for a GPU
+        return time.perf_counter() - began
+
+    return min(once(), once()) / rows

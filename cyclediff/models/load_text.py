@@ -1,0 +1,136 @@
+"""A text-to-image folder or hub id in diffusers' layout → a model; each once per process."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from cyclediff.attention_control import install
+from cyclediff.denoiser import Prediction
+from cyclediff.errors import UserError
+from cyclediff.models.text_to_image import TextModel, caller
+from cyclediff.schedule import alpha_bar_from_betas, linear_betas, scaled_linear_betas
+
+PREDICTIONS = ("epsilon", "v_prediction")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SAFE = (
+    "DiffusionPipeline.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) with a diffusers that you trust writes them"
+)
+
+
+@cache
+def load_text_to_image(path: str, dtype: str = "float32", device: str = "cpu") -> TextModel:
+    """Stable Diffusion 1 or 2, or latent diffusion's text-to-image model, as diffusers packages them.
+
+    Args:
+        path: a folder, or a hub id such as CompVis/stable-diffusion-v1-4.
+        dtype: of the networks: float32, float16 or bfloat16; latents and coefficients are never less than float32.
+        device: where it runs.
+
+    Raises:
+        UserError: if it is not there, is another kind of model, or has no safetensors.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype must be {', '.join(DTYPES)}; got {dtype}")
+    kind = DTYPES[dtype]
+    with _telling(path):
+        index = _index(path)
+        parts = _latent_diffusion(path) if index["_class_name"] == "LDMTextToImagePipeline" else _stable_diffusion(path)
+    unet, vae, text_encoder, tokenizer, length, config = parts
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in PREDICTIONS:
+        raise UserError(f"{path} predicts {prediction}; the models here predict one of {', '.join(PREDICTIONS)}")
+    if unet.config.in_channels != vae.config.latent_channels:
+        raise UserError(
+            f"{path} reads {unet.config.in_channels} channels where its codec has {vae.config.latent_channels}: it is "
+            "an inpainting or upscaling model; choose a plain text-to-image model"
+        )
+    layout = torch.channels_last if device == "cpu" else torch.contiguous_format
+    for part in (unet, vae, text_encoder):
+        part.eval().requires_grad_(False).to(device=device, dtype=kind)
+    unet.to(memory_format=layout)
+    vae.to(memory_format=layout)
+    install(unet)
+    size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+    return TextModel(
+        caller(unet, kind, layout), _alpha_bar(config), cast(Prediction, prediction), vae, tokenizer, text_encoder,
+        length, size,
+    )  # fmt: skip
+
+
+@contextmanager
+def _telling(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if Path(path).is_dir() and "safetensors" in reason:
+            raise UserError(f"{path} holds no safetensors for one of its networks; {SAFE}") from error
+        if Path(path).is_dir():
+            raise UserError(
+                f"{path} is no complete folder of a text-to-image model ({reason}); get it again"
+            ) from error
+        raise UserError(
+            f"{path} is no folder here and could not be had from the hub; check the name and the network, or point at "
+            f"a folder: task.model.path=FOLDER ({reason.split('.')[0]})"
+        ) from error
+
+
+def _index(path: str) -> dict[str, Any]:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    index: Any = DiffusionPipeline.load_config(path)
+    known = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "LDMTextToImagePipeline")
+    if index["_class_name"] not in known:
+        raise UserError(f"{path} is a {index['_class_name']}; the models here are one of {', '.join(known)}")
+    return index
+
+
+def _stable_diffusion(path: str) -> tuple[Any, ...]:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer")
+    text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", use_safetensors=True)
+    vae = AutoencoderKL.from_pretrained(path, subfolder="vae", use_safetensors=True)
+    return _unet(path), vae, text_encoder, tokenizer, tokenizer.model_max_length, _scheduler(path)
+
+
+def _latent_diffusion(path: str) -> tuple[Any, ...]:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
+    from transformers import BertTokenizer
+
+    tokenizer = BertTokenizer.from_pretrained(path, subfolder="tokenizer")
+    text_encoder = LDMBertModel.from_pretrained(path, subfolder="bert", use_safetensors=True)
+    vae = AutoencoderKL.from_pretrained(path, subfolder="vqvae", use_safetensors=True)
+    length = text_encoder.config.max_position_embeddings
+    return _unet(path), vae, text_encoder, tokenizer, length, _scheduler(path)
+
+
+def _unet(path: str) -> Any:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return UNet2DConditionModel.from_pretrained(path, subfolder="unet", use_safetensors=True)
+
+
+def _scheduler(path: str) -> Any:
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    config: Any = DDIMScheduler.load_config(path, subfolder="scheduler")
+    return config[0] if isinstance(config, tuple) else config
+
+
+def _alpha_bar(config: Any) -> Tensor:
+    """The scheduler's alpha_bar in float64, where its configuration says how its betas came about."""
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    known = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}.get(config.get("beta_schedule"))
+    if known is None or config.get("trained_betas") is not None:
+        scheduler: Any = DDPMScheduler.from_config(config)
+        return alpha_bar_from_betas(scheduler.betas)
+    return alpha_bar_from_betas(known(config["num_train_timesteps"], config["beta_start"], config["beta_end"]))

@@ -1,0 +1,109 @@
+"""A text-to-image latent diffusion model: codec, prompts and network behind the contract that all models share."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cyclediff.denoiser import GuidedDenoiser, Network, Prediction
+from cyclediff.method import NoiseSource
+from cyclediff.prompt_alignment import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class TextModel:
+    """A latent diffusion model under prompts (arXiv 2112.10752).
+
+    Args:
+        network: (x_t, t, context, edit) → prediction, float32.
+        alpha_bar: (num_train,) float64.
+        prediction: what the network predicts.
+        vae: diffusers' AutoencoderKL; its configuration holds the scaling factor.
+        tokenizer: of transformers.
+        text_encoder: ids (n, l) → last hidden state (n, l, d), first in what it returns.
+        length: tokens of a prompt, padded.
+        size: height and width of the images it was trained on.
+    """
+
+    network: Network
+    alpha_bar: Tensor
+    prediction: Prediction
+    vae: Any
+    tokenizer: Any
+    text_encoder: nn.Module
+    length: int
+    size: int
+    _embedded: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def encode(self, image: Tensor, noise: NoiseSource) -> Tensor:
+        """x0 of images (n, 3, h, w) in [-1, 1]: scaled samples of the codec's posterior, as the official code takes.
+
+        Draws once, in the shape of x0.
+        """
+        posterior = self.vae.encode(image.to(self.vae.dtype)).latent_dist
+        mean, std = posterior.mean.float(), posterior.std.float()
+        return self.vae.config.scaling_factor * (mean + std * noise.randn_like(mean))
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images of latents, clamped to [-1, 1]."""
+        latents = (x0 / self.vae.config.scaling_factor).to(self.vae.dtype)
+        return self.vae.decode(latents).sample.float().clamp(-1, 1)
+
+    def condition(
+        self, prompts: Sequence[str] | None = None, guidance_scale: float | Sequence[float] = 1.0
+    ) -> GuidedDenoiser:
+        """The denoiser under a prompt an image, with one guidance scale or one an image.
+
+        Raises:
+            ValueError: if there are no prompts.
+        """
+        if prompts is None:
+            raise ValueError("a text-to-image model needs prompts; choose an editing task, or an unconditional model")
+        scales = [guidance_scale] * len(prompts) if isinstance(guidance_scale, int | float) else guidance_scale
+        every = self._embed(["", *prompts])
+        tokens = {text: self._prompt(text) for text in dict.fromkeys(prompts)}
+        return GuidedDenoiser(
+            self.network, self.alpha_bar, self.prediction, every[1:], every[:1], tuple(map(float, scales)),
+            tuple(tokens[text] for text in prompts),
+        )  # fmt: skip
+
+    def _embed(self, texts: Sequence[str]) -> Tensor:
+        """Each text once in a process; (n, l, d)."""
+        device = next(self.text_encoder.parameters()).device
+        for text in dict.fromkeys(texts):
+            if text not in self._embedded:
+                self._warn_of_cut(text)
+                ids = self.tokenizer(
+                    [text], padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+                ).input_ids
+                self._embedded[text] = self.text_encoder(ids.to(device))[0].float()
+        return torch.cat([self._embedded[text] for text in texts])
+
+    def _prompt(self, text: str) -> Prompt:
+        ids = self.tokenizer(text, max_length=self.length, truncation=True).input_ids
+        pieces = [self.tokenizer.decode([i]).replace("</w>", "").strip().strip("#") for i in ids]
+        return Prompt(text, tuple(ids), tuple(pieces))
+
+    def _warn_of_cut(self, text: str) -> None:
+        ids = self.tokenizer(text).input_ids[1:-1]
+        if len(ids) > self.length - 2:
+            kept, lost = ids[: self.length - 2], ids[self.length - 2 :]
+            warnings.warn(
+                f"the model reads {len(kept)} of the {len(ids)} tokens of {text!r}; what is cut: "
+                f"{self.tokenizer.decode(lost)!r}",
+                stacklevel=2,
+            )
+
+
+def caller(unet: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> Callable[..., Tensor]:
+    """A text-conditional network as a function of float32 tensors, evaluated in its own type and memory layout."""
+
+    def call(xt: Tensor, t: Tensor, context: Tensor, edit: Any = None) -> Tensor:
+        sample = xt.to(dtype).contiguous(memory_format=layout)
+        more = {"cross_attention_kwargs": {"edit": edit}} if edit is not None else {}
+        return unet(sample, t, context.to(dtype), **more).sample.float().contiguous()
+
+    return call

@@ -1,0 +1,210 @@
+"""Which tokens of two prompts belong together: Prompt-to-Prompt's tables (arXiv 2208.01626, section 3.2).
+
+The tables equal those of the official code (google/prompt-to-prompt, seq_aligner.py and ptp_utils.py), including where
+it is not what the paper describes: see `replacement_mapper`. `length` is the number of token positions that the network
+sees (77 for Stable Diffusion). Positions count the start token as 0.
+
+Two departures. Words are separated by any run of blanks, as tokenizers have it, where the official code splits at each
+single blank and then counts empty words. A "#" counts as the character that it is; the official code drops it (a
+leftover of another tokenizer's word pieces) and then takes the next word's first token for the word with the "#".
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Bounds = float | Sequence[float]
+DEFAULT = "default_"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as its tokenizer sees it.
+
+    Args:
+        text: the prompt.
+        ids: its tokens with the start and the end token, without padding.
+        pieces: the text of each token without `</w>` and surrounding blanks.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+
+    @property
+    def words(self) -> list[str]:
+        """The blank-separated words; punctuation belongs to the word that it touches."""
+        return self.text.split()
+
+
+def word_positions(prompt: Prompt, word: str | int) -> list[int]:
+    """Positions of the tokens of a word, empty if the prompt does not have it (get_word_inds).
+
+    Args:
+        prompt: where to look.
+        word: the index of a word, or a word: then of all words exactly equal, case and punctuation included.
+    """
+    wanted = {word} if isinstance(word, int) else {i for i, other in enumerate(prompt.words) if other == word}
+    return [position for position, owner in enumerate(_owners(prompt), start=1) if owner in wanted]
+
+
+def _owners(prompt: Prompt) -> list[int]:
+    """Index of the word that each token between start and end belongs to: a word ends with its number of characters.
+
+    A letter that is several tokens counts as several characters, so a word may end a token early, as in the official
+    code; tokens after the last word, where that code fails, belong to it.
+    """
+    lengths = [len(word) for word in prompt.words]
+    owners, index, seen = [], 0, 0
+    for piece in prompt.pieces[1:-1]:
+        owners.append(index)
+        seen += len(piece)
+        if seen >= lengths[index] and index + 1 < len(lengths):
+            index, seen = index + 1, 0
+    return owners
+
+
+def replacement_mapper(source: Prompt, target: Prompt, length: int) -> Tensor:
+    """Where the tokens of a target with swapped words look: float (length, length), rows source, columns target.
+
+    A map of the target is `map of the source @ mapper` ("word swap", get_replacement_mapper). Tokens of a swapped word
+    are paired if there are equally many, else each target token gets the mean over 1 / (target tokens) of all source
+    tokens. As in the official code, columns need not sum to 1 (m source tokens for n target tokens: m / n), and after
+    the last swapped word the mapper is the plain diagonal: where the token counts differ, the end of the sentence is
+    aligned by position and not by word, and columns that would look beyond the last row are 0.
+
+    Raises:
+        ValueError: if the prompts have different numbers of words, or more tokens than `length`.
+    """
+    a, b = source.words, target.words
+    if len(a) != len(b):
+        raise ValueError(
+            f"replacing words needs prompts with equal numbers of words; got {len(a)} in {source.text!r} and {len(b)} "
+            f"in {target.text!r}: change them, or use the mode refine"
+        )
+    _check_length(source, length)
+    _check_length(target, length)
+    mapper = torch.zeros(length, length)
+    i = j = 0
+    for word in (word for word in range(len(a)) if a[word] != b[word]):
+        rows, columns = (torch.tensor(word_positions(prompt, word)) for prompt in (source, target))
+        if not len(rows) or not len(columns):  # cut off by the tokenizer
+            continue
+        same = torch.arange(int(rows[0]) - i)
+        mapper[i + same, j + same] = 1
+        i, j = int(rows[0]) + len(rows), j + len(same) + len(columns)
+        if len(rows) == len(columns):
+            mapper[rows, columns] = 1
+        else:
+            mapper[rows[:, None], columns] = 1 / len(columns)
+    mapper.diagonal()[j : j + length - i] = 1
+    return mapper
+
+
+def refinement_mapper(source: Prompt, target: Prompt, length: int) -> tuple[Tensor, Tensor]:
+    """Which source token each target token takes its map from ("adding a new phrase", get_refinement_mapper).
+
+    Tokens are matched by a longest common subsequence, which is what the official global alignment with gap 0, match 1
+    and mismatch -1 amounts to; of several, the one with the earliest matches. The start and the end token take part.
+    Padding looks at the same position of the source.
+
+    Returns:
+        mapper, int64 (length,), -1 for a target token without a partner, and alphas, float (length,), 0 for such a
+        token and else 1.
+
+    Raises:
+        ValueError: if a prompt has more tokens than `length`.
+    """
+    _check_length(source, length)
+    _check_length(target, length)
+    mapper = torch.arange(length)
+    mapper[: len(target.ids)] = torch.tensor(_partners(source.ids, target.ids))
+    return mapper, (mapper != -1).float()
+
+
+def _partners(source: Sequence[int], target: Sequence[int]) -> list[int]:
+    """For each element of target its index in source under a longest common subsequence, or -1."""
+    score = [[0] * (len(target) + 1) for _ in range(len(source) + 1)]
+    for i, a in enumerate(source, start=1):
+        for j, b in enumerate(target, start=1):
+            score[i][j] = score[i - 1][j - 1] + 1 if a == b else max(score[i][j - 1], score[i - 1][j])
+    partners = [-1] * len(target)
+    i, j = len(source), len(target)
+    while j > 0:
+        if score[i][j] == score[i][j - 1]:
+            j -= 1
+        elif score[i][j] == score[i - 1][j]:
+            i -= 1
+        else:
+            i, j = i - 1, j - 1
+            partners[j] = i
+    return partners
+
+
+def equalizer(prompt: Prompt, weights: Mapping[str, float], length: int) -> Tensor:
+    """The factor of each token's attention map, float (length,): 1 but for the words in `weights`.
+
+    "Attention re-weighting", get_equalizer as in the null-text notebook. A word that the prompt does not have is
+    ignored; a negative weight turns a word into its opposite.
+    """
+    _check_length(prompt, length)
+    values = torch.ones(length)
+    for word, weight in weights.items():
+        values[word_positions(prompt, word)] = weight
+    return values
+
+
+def window(bounds: Bounds, name: str = "bounds") -> tuple[float, float]:
+    """Both bounds of a part of the steps; b alone means (0, b).
+
+    Raises:
+        ValueError: unless 0 ≤ a ≤ b ≤ 1.
+    """
+    pair = (0.0, bounds) if isinstance(bounds, int | float) else tuple(bounds)
+    if len(pair) != 2 or not 0 <= pair[0] <= pair[1] <= 1:
+        raise ValueError(f"{name} must be a fraction b or a pair [a, b] with 0 ≤ a ≤ b ≤ 1; got {bounds!r}")
+    return pair[0], pair[1]
+
+
+def window_alphas(prompt: Prompt, bounds: Bounds | Mapping[str, Bounds], num_steps: int, length: int) -> Tensor:
+    """Whether each token's attention is edited at each step: 0 or 1, float (num_steps + 1, length).
+
+    get_time_words_attention_alpha for one target prompt. A window (a, b) is the steps int(a (num_steps + 1)) ≤ step <
+    int(b (num_steps + 1)): one more than there are steps, as in the official code. That code raises TypeError for an
+    int such as 1, which here is 1.0, and writes into the caller's dict.
+
+    Args:
+        prompt: the target prompt.
+        bounds: one window for all tokens; or a window for each of some words (the last wins where they overlap), and
+            under "default_" for all other tokens (the whole run if it is missing). Words that the prompt does not have
+            are ignored.
+        num_steps: of the sampler.
+        length: number of token positions.
+
+    Raises:
+        ValueError: unless 0 ≤ a ≤ b ≤ 1 for each window, or if the prompt has more tokens than `length`.
+    """
+    _check_length(prompt, length)
+    windows = dict(bounds) if isinstance(bounds, Mapping) else {DEFAULT: bounds}
+    alphas = torch.zeros(num_steps + 1, length)
+    alphas[_steps(windows.pop(DEFAULT, 1.0), num_steps)] = 1
+    for word, part in windows.items():
+        positions = word_positions(prompt, word)
+        alphas[:, positions] = 0
+        alphas[_steps(part, num_steps), positions] = 1
+    return alphas
+
+
+def _steps(bounds: Bounds, num_steps: int) -> slice:
+    low, high = window(bounds)
+    return slice(int(low * (num_steps + 1)), int(high * (num_steps + 1)))
+
+
+def _check_length(prompt: Prompt, length: int) -> None:
+    if len(prompt.ids) > length:
+        raise ValueError(
+            f"a prompt must have at most {length} tokens, start and end included; got {len(prompt.ids)} in "
+            f"{prompt.text!r}: shorten it"
+        )

@@ -1,0 +1,221 @@
+"""Finished runs of a task → sections: runs that may be compared, their columns, and what to know about them.
+
+Runs share a section only where images, protocol, tier and selection are the same.
+"""
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.paper import LEVELS, Paper, agrees, explain, read_paper
+
+SHOWN = 5  # names of missing images
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: where its number comes from and how people read it."""
+
+    key: str
+    header: str
+    digits: int
+    scale: float = 1.0
+
+
+METRICS = (
+    Column("fid", "FID ↓", 2),
+    Column("kid", "KID×10³ ↓", 2, 1000),
+    Column("psnr", "PSNR dB ↑", 2),
+    Column("ssim", "SSIM ↑", 3),
+    Column("l2", "L2 ↓", 2),
+    Column("counterpart_psnr", "true-pair PSNR ↑", 2),
+    Column("factor_error", "factor error ↓", 3),
+    Column("clip", "CLIP ↑", 3),
+    Column("dclip", "D-CLIP ↑", 3),
+    Column("edit_error", "edit error ↓", 3),
+    Column("kept_error", "others' error ↓", 3),
+    Column("background_psnr", "background PSNR ↑", 2),
+    Column("background_ssim", "background SSIM ↑", 3),
+    Column("background_mse", "background MSE×10⁴ ↓", 2, 1e4),
+)
+UNSELECTED = ("clip", "dclip", "psnr", "ssim", "l2")  # may come with their mean over all candidates of a best of N
+COSTS = (
+    Column("network_evaluations_per_image", "NFE/image", 0),
+    Column("seconds_per_image", "s/image", 2),
+    Column("images_per_second", "images/s", 2),
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Runs that may be compared: their columns, what the numbers mean, and which of them are not real results.
+
+    Its data have the name `digest`, and the file of its first images is `picture`.
+    """
+
+    title: str
+    warnings: list[str]
+    notes: list[str]
+    columns: list[Column]
+    rows: list[tuple[str, dict[str, Any]]]
+    digest: str
+    picture: str
+
+
+def read_sections(task_folder: Path) -> list[Section]:
+    """Group the finished runs of a task by images, protocol, tier, selection, and whether their weights are random."""
+    groups, paper = defaultdict(list), read_paper(task_folder)
+    for record in sorted(task_folder.glob("*/run.json")):
+        run = json.loads(record.read_bytes())
+        if run["status"] == "finished":
+            metrics = json.loads((record.parent / "metrics.json").read_bytes())["metrics"]
+            protocols = tuple(sorted((key, entry["protocol"]) for key, entry in metrics.items()))
+            marked = {"CLIP" if "clip" in key else "Inception" for key, text in protocols if "/RANDOM-" in text}
+            run["random_weights"] = [*run["random_weights"], *sorted(marked)]
+            asked = json.dumps((run.get("selection") or {}).get("asked"), sort_keys=True)
+            kind = run["identity"]["protocol"], run.get("tier"), asked, bool(run["random_weights"])
+            groups[run["data"]["digest"], protocols, kind].append(({**run, "folder": record.parent.name}, metrics))
+    sections, count = [], Counter()
+    for (digest, protocols, _), runs in groups.items():
+        count[digest] += 1
+        picture = f"grid-{digest}{f'-{count[digest]}' if count[digest] > 1 else ''}.png"
+        sections.append(_section(runs, dict(protocols), digest, picture, paper))
+    return sections
+
+
+def best_of(run: dict[str, Any]) -> str:
+    """How a run's images were selected: "best of 540 by dclip", or "" where each is the only one."""
+    selection = run.get("selection")
+    lone = not selection or selection["candidates"] == 1
+    return "" if lone else f"best of {selection['candidates']} by {selection['metric']}"
+
+
+def _section(
+    runs: list[tuple[dict, dict]], protocols: dict[str, str], digest: str, picture: str, paper: Paper
+) -> Section:
+    first = runs[0][0]
+    random = sorted({part for run, _ in runs for part in run["random_weights"]})
+    rows = [
+        (label, {**_values(metrics), **run, "metrics": metrics})
+        for label, (run, metrics) in zip(_labels([run for run, _ in runs]), runs, strict=True)
+    ]
+    columns = [c for c in METRICS if any(values.get(c.key) is not None for _, values in rows)]
+    notes = [f"{c.header}: {protocols[c.key]}" for c in columns]
+    if not random and not first["embedded"]:
+        columns, more = _with_paper(columns, rows, paper)
+        notes += more
+    columns, more = _with_unselected(columns, rows)
+    warnings = [*_warnings_of_weights(rows, random), *_warnings_of_data(first["data"], protocols)]
+    title = ("RANDOM WEIGHTS – " if random else "") + _title(first)
+    return Section(title, warnings, [*notes, *more], [*columns, *COSTS], rows, digest, picture)
+
+
+def _values(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    unselected = {f"{key}_unselected": metrics[key].get("unselected") for key in UNSELECTED if key in metrics}
+    return {key: entry["value"] for key, entry in metrics.items()} | unselected
+
+
+def _title(run: dict[str, Any]) -> str:
+    data, n, identity = run["data"], run["data"]["n"], run["identity"]
+    count = f"{n} of {data['of']} tuples" if data.get("of") else f"{n} {'image' if n == 1 else 'images'}"
+    tier = f", tier {run['tier']}" if run.get("tier") else ""
+    return f"{identity['task']}: {count} of {data['name']}, protocol {identity['protocol']}{tier}"
+
+
+def _warnings_of_weights(rows: list[tuple[str, dict[str, Any]]], random: list[str]) -> list[str]:
+    warnings = []
+    if random:
+        warnings.append(
+            f"RANDOM WEIGHTS ({', '.join(random)}): these numbers show that the program runs, nothing else."
+        )
+    changed = [label for label, values in rows if not values["published_settings"]]
+    if rows[0][1]["embedded"]:
+        warnings.append(
+            "Embedded world: small networks trained by this project; not comparable with any paper's numbers."
+        )
+    elif changed:
+        warnings.append(f"Not the published settings: {', '.join(changed)}.")
+    return warnings
+
+
+def _warnings_of_data(data: dict[str, Any], protocols: dict[str, str]) -> list[str]:
+    warnings, n, missing = [], data["n"], data.get("missing")
+    if missing:
+        names = list(dict.fromkeys(missing))
+        some = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+        warnings.append(
+            f"{len(missing)} of {data['of']} tuples are missing, because their images are not here: {some}."
+        )
+    if n < 2048 and "fid" in protocols:
+        warnings.append(
+            f"FID from {n} {'image' if n == 1 else 'images'} is biased upwards; compare it within this table only."
+        )
+    if "fid" not in protocols and "clip" not in protocols:
+        warnings.append("No FID and KID: there is no reference set (data.reference).")
+    return warnings
+
+
+def _with_unselected(columns: list[Column], rows: list[tuple[str, dict[str, Any]]]) -> tuple[list[Column], list[str]]:
+    """The columns with that of the mean over all candidates after each that has one, and a note on them."""
+    found, headers = [], []
+    for column in columns:
+        found.append(column)
+        key = f"{column.key}_unselected"
+        if any(values.get(key) is not None for _, values in rows):
+            header = f"{column.header.removesuffix(' ↓').removesuffix(' ↑')}, all"
+            found.append(Column(key, header, column.digits, column.scale))
+            headers.append(header)
+    how = best_of(rows[0][1])
+    note = f"{'; '.join(headers)}: mean over all candidates; the other columns are of the {how or 'selected ones'}"
+    return found, [note] if headers else []
+
+
+def _with_paper(
+    columns: list[Column], rows: list[tuple[str, dict[str, Any]]], paper: Paper
+) -> tuple[list[Column], list[str]]:
+    """The columns with those of published numbers after each, their cells put into the rows, and footnotes."""
+    found, shown = [], []
+    for column in columns:
+        found.append(column)
+        known = []
+        for label, values in rows:
+            published = paper.values.get((values["identity"]["method"]["name"], column.key))
+            if published is None:
+                continue
+            agreed = agrees(published, values)
+            mark = LEVELS[published.verification][0] + ("" if agreed else "*")
+            std = f" ±{published.std * column.scale:.{column.digits}f}" if published.std is not None else ""
+            values[f"paper_{column.key}"] = f"{published.value * column.scale:.{column.digits}f}{std} {mark}"
+            if agreed and values.get(column.key) is not None:
+                difference = (values[column.key] - published.value) * column.scale
+                values[f"delta_{column.key}"] = f"{difference:+.{column.digits}f}"
+            known.append((label, column.header, published, agreed))
+        name = column.header.removesuffix(" ↓").removesuffix(" ↑")
+        if known:
+            found.append(Column(f"paper_{column.key}", f"paper {name}", column.digits))
+        if any(f"delta_{column.key}" in values for _, values in rows):
+            found.append(Column(f"delta_{column.key}", f"Δ {name}", column.digits))
+        shown += known
+    return found, explain(paper, shown)
+
+
+def _labels(runs: list[dict]) -> list[str]:
+    """Method names, followed by how images were selected and by the settings in which runs of one method differ."""
+    settings = [_flat({k: v for k, v in run["identity"].items() if k != "data"}) for run in runs]
+    labels = []
+    for run, mine in zip(runs, settings, strict=True):
+        same = [other for other in settings if other["method.name"] == mine["method.name"]]
+        differing = [key for key in mine if any(other.get(key) != mine[key] for other in same)]
+        details = [best_of(run), *(f"{key.removeprefix('method.')}={mine[key]}" for key in differing)]
+        detail = ", ".join(filter(None, details))
+        labels.append(mine["method.name"] + (f" ({detail})" if detail else ""))
+    return labels
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,152 @@
+"""Candidates in batches: equal to one after the other, and never more work than the official code's."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from baselines.ddib import DDIB
+from baselines.sdedit import SDEdit
+from cyclediff.attention_control import AttentionControl
+from cyclediff.candidates import Edits, count_rows, edit, split
+from cyclediff.cyclediffusion import CycleDiffusion
+from cyclediff.models.load_text import load_text_to_image
+from cyclediff.noise import Noise
+from cyclediff.search import search
+from cyclediff.selection import Grid
+
+from .tiny_sd import stable_diffusion
+
+METHOD = CycleDiffusion(T=20, T_es=20, eta=0.1, spacing="latent")
+CONTROL = AttentionControl(cross=0.8, self_attention=0.4)
+GRID = Grid(trials=2, source_guidance=(1.0, 1.5), skip=(4, 9), guidance=(1.0, 3.0))
+TEXTS = [("a cat on a blue background", "a dog on a blue background"), ("a small cat", "a big cat looking left")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_text_to_image(str(stable_diffusion(tmp_path_factory.mktemp("sd"))))
+
+
+@pytest.fixture(scope="module")
+def edits():
+    return Edits(["a", "b"], TEXTS, torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5)), seed=1)
+
+
+def one_by_one(method, model, edits, image, candidate):
+    """A candidate by itself, through the method's own interface."""
+    texts = edits.texts[image]
+    source = model.condition([texts[0]], candidate.source_guidance)
+    target = model.condition([texts[1]], candidate.guidance)
+    noise = Noise(edits.seed, [edits.ids[image]], candidate.chain)
+    if isinstance(method, CycleDiffusion):
+        method = replace(method, T_es=method.T - candidate.skip)
+    elif isinstance(method, SDEdit):
+        method = replace(method, t0=method.T - candidate.skip)
+    return method(edits.x0[image : image + 1], source, target, noise)[0]
+
+
+@pytest.mark.parametrize("size", [1, 5, 100])
+@pytest.mark.parametrize("method", [
+    METHOD, replace(METHOD, attention=CONTROL), SDEdit(T=20, t0=20, spacing="latent", variance="none"),
+    SDEdit(T=20, t0=20, spacing="latent", variance="small", attention=CONTROL),
+], ids=["cyclediffusion", "cyclediffusion_cac", "sdedit", "sdedit_cac"])  # fmt: skip
+def test_candidates_in_batches_equal_single_ones(method, size, model, edits):
+    seen = set()
+    for units in split(method, GRID, 2, size, shared_path=False):
+        found = edit(method, model, edits, GRID, units, shared_path=False)
+        for (image, candidate), latent in zip(units, found, strict=True):
+            seen.add((image, candidate.index))
+            if (candidate.index + image) % 3 == 0:
+                assert torch.allclose(latent, one_by_one(method, model, edits, image, candidate), atol=2e-4)
+    assert len(seen) == 2 * len(GRID.candidates())
+
+
+def test_ddib_candidates(model, edits):
+    method = DDIB("20", False, "latent")
+    grid = Grid(1, (1.0,), (0,), (1.0, 3.0))
+    (units,) = split(method, grid, 2, 10, shared_path=False)
+    found = edit(method, model, edits, grid, units, shared_path=False)
+    for (image, candidate), latent in zip(units, found, strict=True):
+        assert torch.allclose(latent, one_by_one(method, model, edits, image, candidate), atol=2e-4)
+
+
+def test_a_shared_path_starts_all_skips_of_a_trial_from_one_trajectory(model, edits):
+    """The candidate that starts highest is the one of a path of its own; with the source's text all return x0."""
+    for units in split(METHOD, GRID, 2, 100, shared_path=True):
+        found = edit(METHOD, model, edits, GRID, units, shared_path=True)
+        for (image, candidate), latent in zip(units, found, strict=True):
+            if candidate.skip == min(GRID.skip):
+                path = replace(candidate, chain=candidate.chain // len(GRID.skip))
+                assert torch.allclose(latent, one_by_one(METHOD, model, edits, image, path), atol=2e-4)
+    same = replace(edits, texts=[(source, source) for source, _ in TEXTS])
+    grid = Grid(1, (1.0,), (4, 9), (1.0,))
+    for units in split(METHOD, grid, 2, 100, shared_path=True):
+        out = edit(METHOD, model, same, grid, units, shared_path=True)
+        assert torch.allclose(out, edits.x0[[image for image, _ in units]], atol=1e-4)
+
+
+def official_rows(trials, encoder, skips, decoder, T):
+    """Rows of the official encode and forward: a row a step to encode, 2 to decode (1 at scales 0 and 1)."""
+
+    def rows(scale):
+        return 1 if scale in (0, 1) else 2
+
+    lengths = [T - skip for skip in skips]
+    return trials * len(encoder) * sum(lengths) * sum(map(rows, decoder)) + trials * sum(lengths) * sum(
+        map(rows, encoder)
+    )
+
+
+@pytest.mark.parametrize("size", [1, 8, 64, 600])
+def test_rows_of_the_papers_search(size):
+    """540 candidates: 15 trials × 6 skips × 6 scales."""
+    paper = Grid(15, (1.0,), (15, 20, 25, 30, 40, 50), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0))
+    method = CycleDiffusion(T=99, T_es=99, eta=0.1, spacing="latent")
+    assert len(paper.candidates()) == 540
+    official = official_rows(15, paper.source_guidance, paper.skip, paper.guidance, 99)
+    assert count_rows(method, paper, size, shared_path=False) == official
+    if size >= 64:
+        saved = 1 - count_rows(method, paper, size, shared_path=True) / official
+        assert saved == pytest.approx(0.064, abs=0.01)
+
+
+def test_rows_are_what_the_network_really_sees(model, edits):
+    seen = 0
+
+    def counting(xt, t, context, edit):
+        nonlocal seen
+        seen += len(xt)
+        return model.network(xt, t, context, edit)
+
+    one = replace(edits, ids=["a"], texts=TEXTS[:1], x0=edits.x0[:1])
+    watched = replace(model, network=counting)
+    for method in (METHOD, replace(METHOD, attention=CONTROL)):
+        seen = 0
+        for units in split(method, GRID, 1, 8, shared_path=False):
+            edit(method, watched, one, GRID, units, shared_path=False)
+        assert (
+            seen
+            == count_rows(method, GRID, 8, shared_path=False)
+            == official_rows(2, (1.0, 1.5), (4, 9), (1.0, 3.0), 20)
+        )
+
+
+def test_candidates_must_be_sorted(model, edits):
+    source, target = model.condition(["a cat"] * 2), model.condition(["a dog"] * 2)
+    noise = Noise(1, ["a", "b"])
+    with pytest.raises(ValueError, match="sorted by T_es"):
+        search(METHOD, edits.x0, source, target, noise, [(0, 5), (1, 9)])
+    with pytest.raises(ValueError, match="paths by their first candidate"):
+        search(METHOD, edits.x0, source, target, noise, [(1, 9), (0, 9)])
+
+
+@pytest.mark.parametrize(("grid", "told"), [
+    ((0, (1.0,), (1,), (1.0,)), "trials must be at least 1"),
+    ((1, (), (1,), (1.0,)), "source_guidance must be a list"),
+    ((1, (1.0,), (1, 1), (1.0,)), "skip must be a list of different numbers"),
+    ((1, (1.0,), (-1,), (1.0,)), "none negative"),
+])  # fmt: skip
+def test_bad_grids(grid, told):
+    with pytest.raises(ValueError, match=told):
+        Grid(*grid)
