@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -87,7 +88,9 @@ def check(cfg: DictConfig) -> None:
             "(pets_edit, zero_shot_sd14), or the method without _cac"
         )
     if cfg.task.editing and not cfg.selection:
-        raise UserError(f"task {cfg.task.name} needs to know its candidates; choose tier=single, quick, paper or few")
+        raise UserError(
+            f"task {cfg.task.name} needs to know its candidates; choose tier=single, quick, paper, few or pets"
+        )
     if cfg.task.editing and cfg.selection.metric not in RANKING:
         raise UserError(f"selection.metric must be one of {', '.join(RANKING)}; got {cfg.selection.metric}")
     if cfg.task.embedded != (cfg.protocol.judge is not None):
@@ -252,7 +255,7 @@ def edit(
     selection = Selection(grid, cfg.selection.metric, candidate_scores(scorer, sources.source.path, device), shared)
     missing = len(run.missing(sources.source.ids))
     rows = count_rows(method, grid, cfg.batch_size, shared)
-    hours = missing * rows * seconds_per_row(model, min(rows, 3 * cfg.batch_size), device) / 3600
+    hours = missing and missing * rows * seconds_per_row(model, min(rows, 3 * cfg.batch_size), device) / 3600
     told = (
         f"{cfg.method.name}: {len(grid.candidates())} candidates, {rows} network rows an image, {missing} images to do"
     )
@@ -319,6 +322,7 @@ def score(
 def main() -> None:
     """Do what the command line asks for, and print the tables that it changed."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors reach us instead of its printer
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     with cli.telling_mistakes(CONFIG):
         run_cell()
         for task_folder, digests in SHOWN.items():

@@ -41,9 +41,9 @@ class DDIB:
             return sample(latent, target, timesteps, self.clip_denoised, end)
         evaluate = joint(source, target, plan_control(self.attention, source, target, len(timesteps)))
         xs = xt = latent
-        for step, (t, *levels) in enumerate(transitions(target.alpha_bar, timesteps, end)):
+        for step, (t, ab, ab_prev) in enumerate(transitions(target.alpha_bar, timesteps, end)):
             eps_s, eps_t = evaluate(xs, xt, t, step)
-            xs, xt = ddim_step(xs, eps_s, *levels), ddim_step(xt, eps_t, *levels)
+            xs, xt = ddim_step(xs, eps_s, ab, ab_prev), ddim_step(xt, eps_t, ab, ab_prev)
         return xt
 
     def _path(self, model: Denoiser) -> tuple[Tensor, float]:

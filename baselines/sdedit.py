@@ -69,10 +69,10 @@ class SDEdit:
         """`sdedit` with a second chain under the source prompt, whose noise and attention the first one takes."""
         evaluate = joint(source, target, plan_control(self.attention, source, target, len(timesteps)))
         xs = xt = q_sample(x0, target.alpha_bar[timesteps[0]].item(), noise.randn_like(x0))
-        for step, (t, *levels) in enumerate(transitions(target.alpha_bar, timesteps, end)):
+        for step, (t, ab, ab_prev) in enumerate(transitions(target.alpha_bar, timesteps, end)):
             z = noise.randn_like(x0) if t != timesteps[-1] else 0.0
             eps_s, eps_t = evaluate(xs, xt, t, step)
-            xs, xt = (_step(x, eps, *levels, self.variance, z) for x, eps in ((xs, eps_s), (xt, eps_t)))
+            xs, xt = (_step(x, eps, ab, ab_prev, self.variance, z) for x, eps in ((xs, eps_s), (xt, eps_t)))
         return xt
 
 

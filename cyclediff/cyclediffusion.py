@@ -118,15 +118,15 @@ def cyclediffusion(
     steps = zip(
         transitions(source.alpha_bar, timesteps, end), transitions(target.alpha_bar, timesteps, end), strict=True
     )
-    for step, ((t, *levels), (_, *target_levels)) in enumerate(steps):
-        sigma = ddim_sigma(*levels, eta)
+    for step, ((t, ab, ab_prev), (_, target_ab, target_ab_prev)) in enumerate(steps):
+        sigma = ddim_sigma(ab, ab_prev, eta)
         if sigma:
             eps_s, eps_t = evaluate(xs, xt, t, step)
-            n = noise.randn_like(x0) if t != timesteps[-1] else landing_noise(xs, x0, *levels, sigma)
-            xs, z = _encode_step(xs, x0, eps_s, *levels, sigma, n)
+            n = noise.randn_like(x0) if t != timesteps[-1] else landing_noise(xs, x0, ab, ab_prev, sigma)
+            xs, z = _encode_step(xs, x0, eps_s, ab, ab_prev, sigma, n)
         else:
             eps_t, z = target(xt, batch_of(t, xt)), 0.0
-        xt = ddim_step(xt, eps_t, *target_levels, ddim_sigma(*target_levels, eta), z)
+        xt = ddim_step(xt, eps_t, target_ab, target_ab_prev, ddim_sigma(target_ab, target_ab_prev, eta), z)
     return xt
 
 
@@ -146,11 +146,11 @@ def encode(
     """
     xt = _draw_start(x0, source, timesteps, noise, start)
     code = [xt]
-    for t, *levels in transitions(source.alpha_bar, timesteps, end):
-        sigma = ddim_sigma(*levels, eta)
+    for t, ab, ab_prev in transitions(source.alpha_bar, timesteps, end):
+        sigma = ddim_sigma(ab, ab_prev, eta)
         if sigma:
-            n = noise.randn_like(x0) if t != timesteps[-1] else landing_noise(xt, x0, *levels, sigma)
-            xt, z = _encode_step(xt, x0, source(xt, batch_of(t, xt)), *levels, sigma, n)
+            n = noise.randn_like(x0) if t != timesteps[-1] else landing_noise(xt, x0, ab, ab_prev, sigma)
+            xt, z = _encode_step(xt, x0, source(xt, batch_of(t, xt)), ab, ab_prev, sigma, n)
             code.append(z)
     return torch.stack(code, dim=1)
 
@@ -167,8 +167,8 @@ def decode(code: Tensor, target: Denoiser, timesteps: Tensor, eta: float, end: f
     """
     xt, *zs = code.unbind(dim=1)
     zs = zs if end < 1 else [*zs, 0.0]
-    for (t, *levels), z in zip(transitions(target.alpha_bar, timesteps, end), zs, strict=True):
-        xt = ddim_step(xt, target(xt, batch_of(t, xt)), *levels, ddim_sigma(*levels, eta), z)
+    for (t, ab, ab_prev), z in zip(transitions(target.alpha_bar, timesteps, end), zs, strict=True):
+        xt = ddim_step(xt, target(xt, batch_of(t, xt)), ab, ab_prev, ddim_sigma(ab, ab_prev, eta), z)
     return xt
 
 
@@ -177,9 +177,9 @@ def refine(
 ) -> Tensor:
     """Noise a translation a little and denoise it with the target model at eta 1 (appendix: SDEdit as a last touch)."""
     x = _draw_start(x, target, timesteps, noise, start)
-    for t, *levels in transitions(target.alpha_bar, timesteps, end):
+    for t, ab, ab_prev in transitions(target.alpha_bar, timesteps, end):
         z = noise.randn_like(x) if t != timesteps[-1] else 0.0
-        x = ddim_step(x, target(x, batch_of(t, x)), *levels, ddim_sigma(*levels, 1.0), z)
+        x = ddim_step(x, target(x, batch_of(t, x)), ab, ab_prev, ddim_sigma(ab, ab_prev, 1.0), z)
     return x
 
 

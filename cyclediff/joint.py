@@ -32,7 +32,7 @@ def joint(
         ValueError: if there is a plan and not one network.
     """
     shared = (
-        isinstance(source, GuidedDenoiser) and isinstance(target, GuidedDenoiser) and source.network is target.network
+        isinstance(source, GuidedDenoiser) and isinstance(target, GuidedDenoiser) and source.network == target.network
     )
     if not shared:
         if plan is not None:

@@ -126,6 +126,7 @@ class Run:
         self.write_json("metrics.json", {"schema": SCHEMA, "metrics": metrics})
         record = json.loads((self.path / "run.json").read_bytes())
         self.write_json("run.json", {**record, **costs, "status": "finished", "end": now()})
+        (self.path / "candidates.jsonl").unlink(missing_ok=True)  # candidates.parquet holds them
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write one of the run's JSON files."""

@@ -53,18 +53,18 @@ def search(
     evaluate = joint(source, target, plan_control(method.attention, source, target, lengths[0], paths), paths)
     owner = torch.tensor(paths, device=x0.device)
     xs, xt = x0[:0], x0[:0]
-    for step, (t, *levels) in enumerate(transitions(source.alpha_bar, encoded, end)):
+    for step, (t, ab, ab_prev) in enumerate(transitions(source.alpha_bar, encoded, end)):
         left = len(encoded) - step
         begun, running = sum(longest[path] >= left for path in range(len(x0))), sum(n >= left for n in lengths)
         if begun > len(xs):
             new = x0[len(xs) : begun]
-            xs = torch.cat((xs, q_sample(new, levels[0], noise.rows(len(xs), begun).randn_like(new))))
+            xs = torch.cat((xs, q_sample(new, ab, noise.rows(len(xs), begun).randn_like(new))))
         xt = torch.cat((xt, xs[owner[len(xt) : running]]))
-        sigma = ddim_sigma(*levels, method.eta)
+        sigma = ddim_sigma(ab, ab_prev, method.eta)
         eps_s, eps_t = evaluate(xs, xt, t, step)
         own = x0[:begun]
-        n = noise.rows(0, begun).randn_like(xs) if left > 1 else landing_noise(xs, own, *levels, sigma)
-        z = infer_noise(xs, own, eps_s, *levels, sigma, n)
-        xs = posterior_step(xs, own, *levels, sigma, n)
-        xt = ddim_step(xt, eps_t, *levels, sigma, z[owner[:running]])
+        n = noise.rows(0, begun).randn_like(xs) if left > 1 else landing_noise(xs, own, ab, ab_prev, sigma)
+        z = infer_noise(xs, own, eps_s, ab, ab_prev, sigma, n)
+        xs = posterior_step(xs, own, ab, ab_prev, sigma, n)
+        xt = ddim_step(xt, eps_t, ab, ab_prev, sigma, z[owner[:running]])
     return xt

@@ -88,8 +88,9 @@ def read_sections(task_folder: Path) -> list[Section]:
 def best_of(run: dict[str, Any]) -> str:
     """How a run's images were selected: "best of 540 by dclip", or "" where each is the only one."""
     selection = run.get("selection")
-    lone = not selection or selection["candidates"] == 1
-    return "" if lone else f"best of {selection['candidates']} by {selection['metric']}"
+    if not selection or selection["candidates"] == 1:
+        return ""
+    return f"best of {selection['candidates']} by {selection['metric']}"
 
 
 def _section(
@@ -108,8 +109,14 @@ def _section(
         notes += more
     columns, more = _with_unselected(columns, rows)
     warnings = [*_warnings_of_weights(rows, random), *_warnings_of_data(first["data"], protocols)]
-    title = ("RANDOM WEIGHTS – " if random else "") + _title(first)
+    ways = {best_of(run) for run, _ in runs}
+    title = ("RANDOM WEIGHTS – " if random else "") + _title(first) + (f", {ways.pop()}" if _one(ways) else "")
     return Section(title, warnings, [*notes, *more], [*columns, *COSTS], rows, digest, picture)
+
+
+def _one(ways: set[str]) -> bool:
+    """Whether all runs were selected in one way, which the title then says."""
+    return len(ways) == 1 and ways != {""}
 
 
 def _values(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -204,11 +211,12 @@ def _with_paper(
 def _labels(runs: list[dict]) -> list[str]:
     """Method names, followed by how images were selected and by the settings in which runs of one method differ."""
     settings = [_flat({k: v for k, v in run["identity"].items() if k != "data"}) for run in runs]
-    labels = []
+    alike, labels = _one({best_of(run) for run in runs}), []
     for run, mine in zip(runs, settings, strict=True):
         same = [other for other in settings if other["method.name"] == mine["method.name"]]
         differing = [key for key in mine if any(other.get(key) != mine[key] for other in same)]
-        details = [best_of(run), *(f"{key.removeprefix('method.')}={mine[key]}" for key in differing)]
+        details = ["" if alike else best_of(run)]
+        details += [f"{key.removeprefix('method.')}={mine[key]}" for key in differing]
         detail = ", ".join(filter(None, details))
         labels.append(mine["method.name"] + (f" ({detail})" if detail else ""))
     return labels

@@ -99,12 +99,13 @@ def captions(some: list[Description], generator: torch.Generator) -> list[str]:
     return [description.caption(every[kind]) for description, kind in zip(some, kinds, strict=True)]
 
 
-def train_vae(steps: int = 1500, batch: int = 16, lr: float = 2e-3) -> None:
+def train_vae(steps: int = 5500, batch: int = 16, lr: float = 2e-3) -> None:
     """Train the autoencoder on quarters of pictures and, at the end, on whole ones."""
     generator = torch.Generator().manual_seed(SEEDS["vae"])
     images, _ = dataset(SEEDS["text"])
     torch.manual_seed(SEEDS["vae"])
-    vae = AutoencoderKL(
+    make: Any = AutoencoderKL  # diffusers annotates tuples of one
+    vae = make(
         sample_size=SIZE, latent_channels=CHANNELS, block_out_channels=(24, 32, 40), layers_per_block=1,
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=2,
         mid_block_add_attention=False,
@@ -213,7 +214,7 @@ def train_unet(steps: int = 2400, batch: int = 32, lr: float = 1e-3) -> None:
     write_card("text_to_image", file, SEEDS["text"], painter, {"images": len(images), **record})
 
 
-def train_clip(steps: int = 3000, batch: int = 128, lr: float = 1e-3) -> None:
+def train_clip(steps: int = 3500, batch: int = 128, lr: float = 1e-3) -> None:
     """Train image and text tower contrastively (arXiv 2103.00020) on pictures and captions, in open_clip's format."""
     import open_clip
 

@@ -243,13 +243,13 @@ def test_scores_of_edits_have_columns(task):
     assert "FID" not in text
 
 
-SELECTION = {"candidates": 540, "metric": "dclip", "grid": {"trials": 15}}
+SELECTION = {"candidates": 540, "metric": "dclip", "asked": {"trials": 15}}
 
 
 def test_selected_and_unselected_stand_side_by_side(task):
     means = {"dclip": 0.1, "clip": 0.29, "psnr": 20.5, "ssim": 0.75, "l2": 45.0}
     edit_run(task, selection=SELECTION, unselected=means)
-    edit_run(task, "n", selection={"candidates": 540, "metric": "dclip", "grid": {"trials": 5}})
+    edit_run(task, "n", selection={**SELECTION, "candidates": 36})
     (section,) = read_sections(task)
     text = to_markdown(section)
     assert (
@@ -259,7 +259,7 @@ def test_selected_and_unselected_stand_side_by_side(task):
     assert (
         "| m (best of 540 by dclip) | 18.00 | 20.50 | 0.700 | 0.750 | 50.00 | 45.00 | 0.310 | 0.290 | 0.250 | 0.100 |"
     ) in text
-    assert "| n (best of 540 by dclip) | 18.00 | – |" in text
+    assert "| n (best of 36 by dclip) | 18.00 | – |" in text
     assert "D-CLIP, all: mean over all candidates; the other columns are of the best of 540 by dclip" in text
     first, second = csv.DictReader(io.StringIO(to_csv([section])))
     assert (first["dclip"], first["dclip_unselected"], first["selection"]) == ("0.25", "0.1", "best of 540 by dclip")

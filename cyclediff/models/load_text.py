@@ -1,5 +1,6 @@
 """A text-to-image folder or hub id in diffusers' layout → a model; each once per process."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -36,11 +37,11 @@ def load_text_to_image(path: str, dtype: str = "float32", device: str = "cpu") -
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype must be {', '.join(DTYPES)}; got {dtype}")
-    kind = DTYPES[dtype]
-    with _telling(path):
-        index = _index(path)
-        parts = _latent_diffusion(path) if index["_class_name"] == "LDMTextToImagePipeline" else _stable_diffusion(path)
-    unet, vae, text_encoder, tokenizer, length, config = parts
+    with _telling(path), _quietly():
+        latent_diffusion = _index(path)["_class_name"] == "LDMTextToImagePipeline"
+        load = _latent_diffusion if latent_diffusion else _stable_diffusion
+        settings = {"use_safetensors": True, "torch_dtype": DTYPES[dtype]}
+        unet, vae, text_encoder, tokenizer, length, config = load(path, settings)
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         raise UserError(f"{path} predicts {prediction}; the models here predict one of {', '.join(PREDICTIONS)}")
@@ -51,14 +52,14 @@ def load_text_to_image(path: str, dtype: str = "float32", device: str = "cpu") -
         )
     layout = torch.channels_last if device == "cpu" else torch.contiguous_format
     for part in (unet, vae, text_encoder):
-        part.eval().requires_grad_(False).to(device=device, dtype=kind)
+        part.eval().requires_grad_(False).to(device)
     unet.to(memory_format=layout)
     vae.to(memory_format=layout)
     install(unet)
     size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
     return TextModel(
-        caller(unet, kind, layout), _alpha_bar(config), cast(Prediction, prediction), vae, tokenizer, text_encoder,
-        length, size,
+        caller(unet, DTYPES[dtype], layout), _alpha_bar(config), cast(Prediction, prediction), vae, tokenizer,
+        text_encoder, length, size,
     )  # fmt: skip
 
 
@@ -90,32 +91,49 @@ def _index(path: str) -> dict[str, Any]:
     return index
 
 
-def _stable_diffusion(path: str) -> tuple[Any, ...]:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+def _stable_diffusion(path: str, settings: dict[str, Any]) -> tuple[Any, ...]:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", use_safetensors=True)
-    vae = AutoencoderKL.from_pretrained(path, subfolder="vae", use_safetensors=True)
-    return _unet(path), vae, text_encoder, tokenizer, tokenizer.model_max_length, _scheduler(path)
+    text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **settings)
+    return *_networks(path, "vae", settings, text_encoder), tokenizer, tokenizer.model_max_length, _scheduler(path)
 
 
-def _latent_diffusion(path: str) -> tuple[Any, ...]:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+def _latent_diffusion(path: str, settings: dict[str, Any]) -> tuple[Any, ...]:
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
     from transformers import BertTokenizer
 
     tokenizer = BertTokenizer.from_pretrained(path, subfolder="tokenizer")
-    text_encoder = LDMBertModel.from_pretrained(path, subfolder="bert", use_safetensors=True)
-    vae = AutoencoderKL.from_pretrained(path, subfolder="vqvae", use_safetensors=True)
+    text_encoder = LDMBertModel.from_pretrained(path, subfolder="bert", **settings)
     length = text_encoder.config.max_position_embeddings
-    return _unet(path), vae, text_encoder, tokenizer, length, _scheduler(path)
+    return *_networks(path, "vqvae", settings, text_encoder), tokenizer, length, _scheduler(path)
 
 
-def _unet(path: str) -> Any:
+def _networks(path: str, codec: str, settings: dict[str, Any], text_encoder: Any) -> tuple[Any, Any, Any]:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    return UNet2DConditionModel.from_pretrained(path, subfolder="unet", use_safetensors=True)
+    whole = {**settings, "low_cpu_mem_usage": False}  # the other way needs the package accelerate
+    unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **whole)
+    return unet, AutoencoderKL.from_pretrained(path, subfolder=codec, **whole), text_encoder
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the libraries' progress bars and remarks on how they load."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        diffusers_logging.set_verbosity(levels[0])
+        transformers_logging.set_verbosity(levels[1])
 
 
 def _scheduler(path: str) -> Any:
