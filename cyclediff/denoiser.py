@@ -141,8 +141,11 @@ class GuidedDenoiser:
         scales = self.scales[: len(xt)]
         free = [i for i, scale in enumerate(scales) if scale != 1]
         bound = [i for i, scale in enumerate(scales) if scale != 0]
-        empty = self.empty.expand(len(free), -1, -1)
-        return Rows(torch.cat((xt[free], xt[bound])), torch.cat((empty, self.context[bound])), free, bound)
+        context = _take(self.context[: len(xt)], bound)
+        if not free:
+            return Rows(_take(xt, bound), context, free, bound)
+        context = torch.cat((self.empty.expand(len(free), -1, -1), context))
+        return Rows(torch.cat((_take(xt, free), _take(xt, bound))), context, free, bound)
 
     def combine(self, out: Tensor, rows: Rows, xt: Tensor, t: Tensor) -> Tensor:
         """The guided eps of xt from what the network made of `rows`."""
@@ -150,7 +153,9 @@ class GuidedDenoiser:
         if rows.free and rows.bound:
             if not len(rows.free) == len(rows.bound) == len(xt):
                 without, under = _complete(without, under, rows, xt), _complete(under, without, rows, xt, swap=True)
-            scale = torch.tensor(self.scales[: len(xt)]).to(xt)[:, None, None, None]
+            scales = self.scales[: len(xt)]
+            alike = len(set(scales)) == 1
+            scale = scales[0] if alike else torch.tensor(scales).to(xt)[:, None, None, None]
             guided = without + scale * (under - without)
         else:
             guided = out
@@ -158,6 +163,11 @@ class GuidedDenoiser:
             return guided
         alpha_bar = self.alpha_bar[t.cpu()].to(xt.device)[:, None, None, None]
         return alpha_bar.sqrt().to(xt) * guided + (1 - alpha_bar).sqrt().to(xt) * xt
+
+
+def _take(x: Tensor, images: list[int]) -> Tensor:
+    """Some images of a batch, without a copy where these are all."""
+    return x if len(images) == len(x) else x[images]
 
 
 def _complete(mine: Tensor, other: Tensor, rows: Rows, xt: Tensor, swap: bool = False) -> Tensor:

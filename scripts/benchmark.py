@@ -127,12 +127,18 @@ def rows_of_invariance(table: Table) -> None:
 
 
 def rows_of_editing(table: Table) -> None:
-    """Text-guided editing: the experiment, diffusers' pipeline on two sizes of network, the search."""
+    """The embedded editing experiment, diffusers' pipeline on its network, the search."""
     import benchmark_editing as b
 
     b.row_of_experiment(table, timed)
     b.rows_of_pipeline(table, "tiny", b.tiny(), side=16, steps=50)
     b.rows_of_search(table)
+
+
+def rows_of_sd(table: Table) -> None:
+    """Diffusers' pipeline on a network of Stable Diffusion 1.4's size."""
+    import benchmark_editing as b
+
     b.rows_of_pipeline(table, "SD-1.4-sized", b.sd_sized(), side=32, steps=2)
 
 
@@ -149,7 +155,7 @@ def main() -> None:
     import torch
 
     parts = {"runs": rows_of_runs, "memory": rows_of_memory, "invariance": rows_of_invariance}
-    parts |= {"networks": rows_of_networks, "editing": rows_of_editing}
+    parts |= {"networks": rows_of_networks, "editing": rows_of_editing, "sd": rows_of_sd}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*parts, []], help="default: all")
     title = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"

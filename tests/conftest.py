@@ -1,7 +1,10 @@
 """`parity`: compare with an official code's numbers, and note how close it was for docs/parity.md (`make parity`)."""
 
+import os
 from collections import defaultdict
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores, and so do the programs that they start
 
 import pytest
 import torch
