@@ -87,7 +87,7 @@ def test_ddpm_and_classifier(tmp_path):
     assert isinstance(model.condition(), EpsDenoiser)
     shape = {**TINY, "channel_mult": (1, 1), "num_head_channels": 16, "classes": 2, "attention_order": "legacy"}
     features = load_classifier(saved(tmp_path / "c.pt", state_of("tiny_nets", "dse.")), **shape)
-    assert (features(X, T) - tiny_classifier().features(X, T)).abs().max() < 1e-5
+    assert (features(X, T) - tiny_classifier().features(X, T)).abs().max() < 3e-5
 
 
 @pytest.mark.parametrize("layout", ["pipeline", "root"])

@@ -82,7 +82,7 @@ def test_the_embedded_row(tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
-    arguments = [SMALL, "method=sdedit", "data.limit=8", "batch_size=2", "method.T=200", "method.t0=150"]
+    arguments = [SMALL, "method=sdedit", "data.limit=8", "batch_size=2", "method.T=100", "method.t0=60"]
     process = subprocess.Popen(command(*arguments, f"paths.outputs={tmp_path / 'killed'}"), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 600
     while len(contents(tmp_path / "killed")) < 3 and time.monotonic() < deadline:
@@ -96,7 +96,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert len(contents(tmp_path / "whole")) == 8
     record = json.loads(next((tmp_path / "killed").glob("*/*/run.json")).read_bytes())
-    assert record["network_evaluations_per_image"] == 150
+    assert record["network_evaluations_per_image"] == 60
 
 
 def test_photos(tmp_path, photos):
@@ -166,7 +166,7 @@ def test_a_full_disk_is_told_and_finished_images_stay(tmp_path):
     prepare_pets("cat", "source", 2, 64, tmp_path / "pets_cat2dog" / "data")  # before the limit
     prepare_pets("dog", "source", 2, 64, tmp_path / "pets_cat2dog" / "data")
     prepare_pets("dog", "reference", 8, 64, tmp_path / "pets_cat2dog" / "data")
-    limited = ["bash", "-c", 'ulimit -f 5; exec "$@"', "bash", *command(*arguments)]
+    limited = ["bash", "-c", 'ulimit -f 6; exec "$@"', "bash", *command(*arguments)]
     done = subprocess.run(limited, capture_output=True, text=True, timeout=900)
     assert done.returncode == 2
     assert "cannot be written (File too large)" in done.stderr
