@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from eval.clip import ClipScorer, clip_score, directional_clip, is_defined
+from eval.editing import to_picture
 from eval.edits import read_edits
 from eval.pairwise import l2, psnr, ssim
 
@@ -45,8 +46,7 @@ def candidate_scores(
         originals = [original(image_id) for image_id in ids]
         before = torch.stack([features for features, _ in originals])
         pixels = torch.stack([pixels for _, pixels in originals]).to(device)
-        shown = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures.cpu()]
-        after = scorer.images(shown)
+        after = scorer.images([to_picture(picture) for picture in pictures.cpu()])
         texts = [scorer.texts([getattr(edits[i], side) for i in ids]) for side in ("source", "target")]
         pictures = pictures.to(device)
         return {
