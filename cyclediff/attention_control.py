@@ -15,6 +15,7 @@ maps are reproduced. Word swap, refinement and re-weighting are one formula, so 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -226,7 +227,12 @@ class ControlledAttention:
     Without an edit it computes what AttnProcessor2_0 does. With one, only the layers concerned leave the fast path, and
     of those only cross attention, whose maps are then computed: a self-attention map is a function of its row's queries
     and keys, so a row that takes its base row's queries and keys has its base row's map.
+
+    A context that is the same tensor as at the last call has the same keys and values; they are kept, but for autograd.
     """
+
+    def __init__(self):
+        self._kept: WeakKeyDictionary[Any, tuple[Tensor, Tensor, Tensor]] = WeakKeyDictionary()
 
     def __call__(
         self,
@@ -257,17 +263,13 @@ class ControlledAttention:
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        if encoder_hidden_states is not None and attn.norm_cross:
-            context = attn.norm_encoder_hidden_states(context)
-
-        query, key, value = (
-            project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for project, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
-        )
+        query = _heads(attn.to_q(hidden_states), attn)
         query = query if attn.norm_q is None else attn.norm_q(query)
-        key = key if attn.norm_k is None else attn.norm_k(key)
-        mask = attn.prepare_attention_mask(attention_mask, context.shape[1], context.shape[0])
+        if encoder_hidden_states is None:
+            key, value = _keys_and_values(attn, hidden_states)
+        else:
+            key, value = self._of_context(attn, encoder_hidden_states)
+        mask = attn.prepare_attention_mask(attention_mask, key.shape[2], key.shape[0])
         if mask is not None:
             mask = mask.unflatten(0, (-1, attn.heads))
 
@@ -278,6 +280,24 @@ class ControlledAttention:
         if len(shape) == 4:
             out = out.transpose(1, 2).reshape(shape)
         return (out + residual if attn.residual_connection else out) / attn.rescale_output_factor
+
+    def _of_context(self, attn: Any, context: Tensor) -> tuple[Tensor, Tensor]:
+        kept = self._kept.get(attn)
+        if kept is not None and kept[0] is context and not torch.is_grad_enabled():
+            return kept[1:]
+        key, value = _keys_and_values(attn, attn.norm_encoder_hidden_states(context) if attn.norm_cross else context)
+        if not torch.is_grad_enabled():
+            self._kept[attn] = context, key, value
+        return key, value
+
+
+def _keys_and_values(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    key, value = _heads(attn.to_k(x), attn), _heads(attn.to_v(x), attn)
+    return key if attn.norm_k is None else attn.norm_k(key), value
+
+
+def _heads(x: Tensor, attn: Any) -> Tensor:
+    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
 
 def self_attention(

@@ -4,7 +4,7 @@ Differences between networks (what they predict, how many channels they return) 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -130,6 +130,7 @@ class GuidedDenoiser:
     empty: Tensor
     scales: tuple[float, ...]
     prompts: tuple[Prompt, ...]
+    _contexts: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
         """Predict eps."""
@@ -141,11 +142,10 @@ class GuidedDenoiser:
         scales = self.scales[: len(xt)]
         free = [i for i, scale in enumerate(scales) if scale != 1]
         bound = [i for i, scale in enumerate(scales) if scale != 0]
-        context = _take(self.context[: len(xt)], bound)
-        if not free:
-            return Rows(_take(xt, bound), context, free, bound)
-        context = torch.cat((self.empty.expand(len(free), -1, -1), context))
-        return Rows(torch.cat((_take(xt, free), _take(xt, bound))), context, free, bound)
+        if len(xt) not in self._contexts:  # one tensor for all steps: attention keeps what it made of the last one
+            empty = self.empty.expand(len(free), -1, -1)
+            self._contexts[len(xt)] = torch.cat((empty, _take(self.context[: len(xt)], bound)))
+        return Rows(torch.cat((_take(xt, free), _take(xt, bound))), self._contexts[len(xt)], free, bound)
 
     def combine(self, out: Tensor, rows: Rows, xt: Tensor, t: Tensor) -> Tensor:
         """The guided eps of xt from what the network made of `rows`."""

@@ -39,6 +39,7 @@ def joint(
             raise ValueError("attention control needs one text-to-image model; leave it out, or choose an editing task")
         return lambda xs, xt, t, step: (source(xs, batch_of(t, xs)), target(xt, batch_of(t, xt)))
     source, target = cast(GuidedDenoiser, source), cast(GuidedDenoiser, target)
+    contexts: dict[tuple[int, int], Tensor] = {}  # one tensor for all steps: see ControlledAttention
 
     def evaluate(xs: Tensor, xt: Tensor, t: int, step: int) -> tuple[Tensor, Tensor]:
         s, r = source.rows(xs), target.rows(xt)
@@ -50,7 +51,10 @@ def joint(
             base = [place[i] for i in owners]
             edited = list(range(len(latents) - len(r.bound), len(latents)))
             edit = plan.at(step, base, edited, owners)
-        out = source.network(latents, batch_of(t, latents), torch.cat((s.context, r.context)), edit)
+        sizes = len(s.context), len(r.context)
+        if sizes not in contexts:
+            contexts[sizes] = torch.cat((s.context, r.context))
+        out = source.network(latents, batch_of(t, latents), contexts[sizes], edit)
         eps_s = source.combine(out[: len(s.xt)], s, xs, batch_of(t, xs))
         return eps_s, target.combine(out[len(s.xt) :], r, xt, batch_of(t, xt))
 

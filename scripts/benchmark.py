@@ -139,7 +139,7 @@ def rows_of_sd(table: Table) -> None:
     """Diffusers' pipeline on a network of Stable Diffusion 1.4's size."""
     import benchmark_editing as b
 
-    b.rows_of_pipeline(table, "SD-1.4-sized", b.sd_sized(), side=32, steps=2)
+    b.rows_of_pipeline(table, "SD-1.4-sized", b.sd_sized(), side=16, steps=2)
 
 
 def rows_of_networks(table: Table) -> None:

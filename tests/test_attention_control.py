@@ -196,6 +196,19 @@ def test_without_edit_is_diffusers(settings, shape, context, mask):
     assert (ControlledAttention()(attn, x, **inputs) - expected).abs().max() < 1e-6
 
 
+def test_keys_and_values_are_those_of_the_context_given():
+    """They are kept from one call to the next, but not for another context, and not from or for autograd."""
+    ours, attn, x = ControlledAttention(), layer(cross_attention_dim=24), torch.randn(2, 16, 32)
+    one, two = torch.randn(2, 10, 24), torch.randn(2, 10, 24)
+    for context in (one, one, two, one):
+        with torch.no_grad():
+            expected = AttnProcessor2_0()(attn, x, encoder_hidden_states=context)
+            assert (ours(attn, x, encoder_hidden_states=context) - expected).abs().max() < 1e-6
+    with torch.enable_grad():
+        ours(attn, x, encoder_hidden_states=one).sum().backward()
+    assert attn.to_k.weight.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize("mask", [False, True])
 def test_self_attention_with_the_base_rows_map(mask):
     """softmax(q_base k_base) v_own, by hand."""

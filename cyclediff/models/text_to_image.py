@@ -100,10 +100,13 @@ class TextModel:
 
 def caller(unet: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> Callable[..., Tensor]:
     """A text-conditional network as a function of float32 tensors, evaluated in its own type and memory layout."""
+    last: list[tuple[Tensor, Tensor]] = []  # a context and itself in `dtype`, one tensor as long as it is one
 
     def call(xt: Tensor, t: Tensor, context: Tensor, edit: Any = None) -> Tensor:
         sample = xt.to(dtype).contiguous(memory_format=layout)
+        if not last or last[0][0] is not context:
+            last[:] = [(context, context.to(dtype))]
         more = {"cross_attention_kwargs": {"edit": edit}} if edit is not None else {}
-        return unet(sample, t, context.to(dtype), **more).sample.float().contiguous()
+        return unet(sample, t, last[0][1], **more).sample.float().contiguous()
 
     return call
