@@ -6,6 +6,7 @@
 import os
 import re
 import resource
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,16 +20,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from cyclediff import cli, results
 from cyclediff.assets import catalogue, fingerprint, locate
-from cyclediff.data import PETS, Expected, Sources, check_dataset, prepare_pets, prepare_photos, raw_folder
-from cyclediff.edits import prepare_edits, prepare_pet_edits, read_edit_list, read_prompts
+from cyclediff.cell import check, grid_of, identity, prepare, selection_record
+from cyclediff.data import Sources
+from cyclediff.edits import read_prompts
 from cyclediff.errors import UserError
-from cyclediff.needs import editing_weights, method_files, unpaired_weights
-from cyclediff.selection import Grid
+from cyclediff.loggers import log as loggers
+from cyclediff.needs import editing_weights, unpaired_weights
 
 CONFIG = str(results.ROOT / "conf")
 ASSETS = catalogue(results.ROOT / "conf")
-CHANGES = r"\+*(method\.|task\.|steps|timesteps|selection|protocol\.|model@)"  # overrides of published settings
-RANKING = ("dclip", "clip", "psnr", "ssim")  # scores by which a candidate can win
+CHANGES = r"\+*(method\.|task\.|steps|timesteps|strength|selection|protocol\.|model@)"  # published settings
 SHOWN: dict[Path, list[str]] = {}  # task folder → digests of the data that this process's cells ran on
 
 
@@ -41,7 +42,9 @@ def run_cell(cfg: DictConfig) -> None:
 
 def make_cell(cfg: DictConfig) -> None:
     """Translate and score what is not yet done of one cell, and refresh its task's table."""
-    check(cfg)
+    check(cfg, CONFIG)
+    logger: Any = OmegaConf.to_container(cfg.logger, resolve=True)
+    loggers.check(logger["name"], logger)
     weights = editing_weights(cfg, ASSETS) if cfg.task.editing else unpaired_weights(cfg, ASSETS, CONFIG)
     task_folder = Path(cfg.paths.outputs) / cfg.task.name
     sources = prepare(cfg, task_folder / "data")
@@ -51,6 +54,7 @@ def make_cell(cfg: DictConfig) -> None:
         "embedded": cfg.task.embedded,
         "checkpoints": {name: fingerprint(path, ASSETS) for name, path in weights.items()},
         "data": sources.record(),
+        "command": shlex.join(["python", "run.py", *overrides]),
         "published_settings": not any(re.match(CHANGES, o) for o in overrides),
     }
     if cfg.task.editing:
@@ -62,130 +66,15 @@ def make_cell(cfg: DictConfig) -> None:
         costs = work(cfg, method, run, sources, weights, start)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
         costs |= {"world_size": 1, "peak_memory_mib": round(peak)}
-        run.finish(*score(cfg, run, sources, weights), costs)
+        run.finish(score(cfg, run, sources, weights), costs)
     results.write_json(OmegaConf.to_container(cfg.paper), task_folder / "paper.json")
+    results.write_json(OmegaConf.to_container(cfg.claims), task_folder / "claims.json")
 
     from eval.report import write_tables
 
     write_tables(task_folder)
+    loggers.log(run.path, logger)
     SHOWN.setdefault(task_folder, []).append(sources.source.digest)
-
-
-def check(cfg: DictConfig) -> None:
-    """Insist on settings that make sense together."""
-    if cfg.task.editing != cfg.protocol.editing:
-        fitting = "pets_edit, zero_shot or pie_bench" if cfg.task.editing else "pets, cyclediffusion or egsde"
-        raise UserError(
-            f"task {cfg.task.name} is not scored by protocol {cfg.protocol.name}; choose protocol={fitting}"
-        )
-    methods = method_files(CONFIG)
-    if cfg.task.editing and not methods[cfg.method.name].edits:
-        able = ", ".join(name for name, method in methods.items() if method.edits)
-        raise UserError(f"{cfg.method.name} cannot follow a text; choose method={able}")
-    if not cfg.task.editing and methods[cfg.method.name].controls:
-        raise UserError(
-            f"{cfg.method.name} controls attention and needs a text-to-image model; choose an editing experiment "
-            "(pets_edit, zero_shot_sd14), or the method without _cac"
-        )
-    if cfg.task.editing and not cfg.selection:
-        raise UserError(
-            f"task {cfg.task.name} needs to know its candidates; choose tier=single, quick, paper, few or pets"
-        )
-    if cfg.task.editing and cfg.selection.metric not in RANKING:
-        raise UserError(f"selection.metric must be one of {', '.join(RANKING)}; got {cfg.selection.metric}")
-    if cfg.task.embedded != (cfg.protocol.judge is not None):
-        fitting = "protocol=pets" if cfg.task.embedded else "protocol=cyclediffusion or protocol=egsde"
-        raise UserError(f"task {cfg.task.name} is not scored by protocol {cfg.protocol.name}; choose {fitting}")
-    for key, least in {"batch_size": 1, "seed": 0}.items():
-        cli.check_number(cfg, key, least)
-    if cfg.task.embedded and not cfg.task.editing:
-        cli.check_number(cfg, "task.reference_count", 2)
-    if cfg.data.limit is not None or cfg.data.source == PETS:
-        cli.check_number(cfg, "data.limit", 1)
-
-
-def prepare(cfg: DictConfig, cache: Path) -> Sources:
-    """Source, true translations (embedded sources have them) and reference, as folders of images."""
-    task, data, protocol = cfg.task, cfg.data, cfg.protocol
-    limit: Any = data.limit
-    if task.editing and data.source == PETS:
-        return Sources(*prepare_pet_edits(limit, protocol.size, cache), None, None)
-    if task.editing:
-        edits = read_edit_list(locate(data.source))
-        source = prepare_edits(edits, limit, protocol.size, protocol.resize, cache)
-        whole = edits.name if limit is None and not edits.missing and data.source == task.source else None
-        return Sources(source, None, None, whole, missing=edits.missing, found=len(edits.found))
-    counterpart = reference = dataset = None
-    names = {}
-    if not task.embedded and data.check:
-        node, splits = task.dataset, (task.dataset.source_split, task.dataset.reference_split)
-        domains = (task.source_domain, task.target_domain)
-        for part, split, domain in zip(("source", "reference"), splits, domains, strict=True):
-            if data[part] == task[part]:
-                count = node.counts.get(split, {}).get(domain)
-                check_dataset(locate(data[part]), Expected(node.name, node.suffix, node.size, count))
-                names[part] = f"{node.name}-{split}-{domain}"
-        dataset = node.name if len(names) == 2 and data.limit is None else None
-    if data.source == PETS:
-        species = (task.source_domain, task.target_domain)
-        source, counterpart = (prepare_pets(kind, "source", limit, protocol.size, cache) for kind in species)
-    else:
-        source = prepare_photos(locate(data.source), limit, protocol.size, protocol.resize, cache)
-        source = source.named(names.get("source"))
-    if data.reference == PETS:
-        reference = prepare_pets(task.target_domain, "reference", task.reference_count, protocol.size, cache)
-    elif data.reference and protocol.reference_resize:
-        reference = prepare_photos(locate(data.reference), None, protocol.size, protocol.resize, cache)
-        reference = reference.named(names.get("reference"), f"@{protocol.size}")
-    elif data.reference:
-        reference = raw_folder(locate(data.reference)).named(names.get("reference"), "@raw")
-    return Sources(source, counterpart, reference, dataset)
-
-
-def identity(cfg: DictConfig, sources: Sources) -> dict[str, Any]:
-    """All that decides a run's images and numbers."""
-    method: Any = OmegaConf.to_container(cfg.method, resolve=True)
-    if cfg.task.editing:
-        nodes = {"model": cfg.task.model}
-    else:
-        nodes = {part: cfg.task[part if part == "extractor" else f"{part}_model"] for part in method["models"]}
-    return {
-        "task": cfg.task.name,
-        "protocol": cfg.protocol.name,
-        "method": {key: value for key, value in method.items() if key not in ("_target_", "models", "extractor")},
-        "models": {part: Path(node.path).stem for part, node in nodes.items()},
-        "seed": cfg.seed,
-        "data": {
-            "digest": sources.source.digest,
-            "n": len(sources.source.ids),
-            "reference": sources.reference and sources.reference.digest,
-        },
-    } | (
-        {"tier": cfg.tier, "selection": selection_record(cfg), "dtype": cfg.task.model.dtype}
-        if cfg.task.editing
-        else {}
-    )
-
-
-def grid_of(cfg: DictConfig) -> Grid:
-    """The candidates of an image; a method without noise or without a starting level has fewer of them."""
-    selection: Any = OmegaConf.to_container(cfg.selection, resolve=True)
-    T = int(cfg.method.get("T", cfg.method.get("timesteps")))
-    grid = {key: tuple(values) for key, values in selection["grid"].items()}
-    if max(grid["skip"]) >= T:
-        given = max(grid["skip"])
-        raise UserError(f"selection.grid.skip must be less than the {T} timesteps of {cfg.method.name}; got {given}")
-    if "T" not in cfg.method:  # DDIB
-        return Grid(1, grid["source_guidance"], (0,), grid["guidance"])
-    return Grid(selection["trials"], **grid)
-
-
-def selection_record(cfg: DictConfig) -> dict[str, Any]:
-    """How candidates are made and chosen, for the record: what was asked for, and what the method has of it."""
-    with cli.values_are_mistakes():
-        grid = grid_of(cfg)
-    asked: Any = OmegaConf.to_container(cfg.selection, resolve=True)
-    return {"candidates": len(grid.candidates()), "metric": cfg.selection.metric, "asked": asked}
 
 
 def make_method(cfg: DictConfig, weights: dict[str, Path]) -> Any:
@@ -278,45 +167,50 @@ def clip_path(cfg: DictConfig, weights: dict[str, Path]) -> str:
     return str(weights["clip"]) if weights["clip"].exists() else cfg.protocol.clip.path
 
 
-def score(
-    cfg: DictConfig, run: results.Run, sources: Sources, weights: dict[str, Path]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Metrics, and a row per image, of the saved PNGs."""
+def score(cfg: DictConfig, run: results.Run, sources: Sources, weights: dict[str, Path]) -> results.Scored:
+    """Metrics, a row per image, and what intervals of differences need, of the saved PNGs."""
     from cyclediff.translate import pick_device
-    from eval.evaluate import Protocol, evaluate
+    from eval.evaluate import evaluate
+    from eval.protocols import Protocol
 
-    node = cfg.protocol
+    node, device = cfg.protocol, str(pick_device(cfg.device))
     reference, counterpart = sources.reference, sources.counterpart
     with cli.values_are_mistakes():
-        features = None
+        features = clip = lpips = None
         if reference and "features" in weights:
-            device = str(pick_device(cfg.device))
             features = hydra.utils.instantiate(node.features, path=str(weights["features"]), device=device)
-        clip = None
         if node.clip:
-            clip = hydra.utils.instantiate(node.clip, path=clip_path(cfg, weights), device=str(pick_device(cfg.device)))
+            clip = hydra.utils.instantiate(node.clip, path=clip_path(cfg, weights), device=device)
+        if node.lpips and locate(node.lpips.path).is_file():
+            lpips = hydra.utils.instantiate(node.lpips, path=str(locate(node.lpips.path)), device=device)
         judge = node.judge and results.ROOT / node.judge
         protocol = Protocol(
-            node.name, node.size, node.resize, features, reference.name if reference else "", judge, clip
-        )
-        metrics, values = evaluate(
+            node.name, node.size, node.resize, features, reference.name if reference else "", judge, clip,
+            node.reference_resize, node.infinity, lpips,
+        )  # fmt: skip
+        scores = evaluate(
             run.images,
             sources.source.path,
             reference and reference.path,
             counterpart and counterpart.path,
             protocol,
-            run.path.parent / "data",
+            Path(cfg.paths.cache).expanduser(),
         )
+    if scores.unreadable:
+        raise UserError(
+            f"{len(scores.unreadable)} images of {run.images} cannot be read ({scores.unreadable[0]}.png, …); delete "
+            "them, and the same command makes them again"
+        )
+    metrics, candidates = scores.metrics, run.candidates()
     seconds = {i: batch["seconds"] / len(batch["ids"]) for batch in run.batches() for i in batch["ids"]}
-    candidates = run.candidates()
     for key, entry in metrics.items():
-        scores = [row[key] for row in candidates if key in row]
-        if scores:
-            entry["unselected"] = sum(scores) / len(scores)
+        found = [row[key] for row in candidates if key in row]
+        if found:
+            entry["unselected"] = sum(found) / len(found)
     settings = ("trial", "source_guidance", "skip", "guidance")
     chosen = {row["id"]: {key: row[key] for key in settings} for row in candidates if row["chosen"]}
-    rows = [{"id": i, **values[i], **chosen.get(i, {}), "seconds": seconds.get(i, "")} for i in sources.source.ids]
-    return metrics, rows
+    rows = [{"id": i, **scores.rows[i], **chosen.get(i, {}), "seconds": seconds.get(i, "")} for i in sources.source.ids]
+    return results.Scored(metrics, rows, scores.replicates)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -20,7 +21,18 @@ from cyclediff.images import write_atomically
 SCHEMA = 1
 ROOT = Path(__file__).parents[1]
 CODE = ("run.py", "cyclediff", "baselines", "eval")  # a change here can change numbers
+VIEWS = ("charts", "comparison", "grid", "latex", "log", "page", "paper", "report", "sections", "tensorboard_logger")
+VIEWS += ("thumbnails", "tradeoff", "view", "wandb_logger")  # modules that only show numbers
 PACKAGES = ("torch", "diffusers", "torchmetrics", "clean-fid", "hydra-core", "numpy", "pillow", "safetensors")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Numbers of a run: metrics, a row per image, and the replicates of metrics that are no means over images."""
+
+    metrics: Mapping[str, Any]
+    rows: list[dict[str, Any]]
+    replicates: Mapping[str, Sequence[float]]
 
 
 class Run:
@@ -116,17 +128,23 @@ class Run:
                 found[tuple(batch["ids"])] = batch
         return list(found.values())
 
-    def finish(self, metrics: Mapping[str, Any], rows: list[dict[str, Any]], costs: Mapping[str, Any]) -> None:
-        """Write per_image.csv and metrics.json, and mark the run finished, in this order."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(text.getvalue().encode(), self.path / "per_image.csv")
-        self.write_json("metrics.json", {"schema": SCHEMA, "metrics": metrics})
+    def finish(self, scored: Scored, costs: Mapping[str, Any]) -> None:
+        """Write per_image.csv, bootstrap.csv and metrics.json, and mark the run finished, in this order."""
+        self._write_csv("per_image.csv", list(scored.rows[0]), scored.rows)
+        if scored.replicates:
+            keys, values = list(scored.replicates), zip(*scored.replicates.values(), strict=True)
+            self._write_csv("bootstrap.csv", keys, [dict(zip(keys, line, strict=True)) for line in values])
+        self.write_json("metrics.json", {"schema": SCHEMA, "metrics": scored.metrics})
         record = json.loads((self.path / "run.json").read_bytes())
         self.write_json("run.json", {**record, **costs, "status": "finished", "end": now()})
         (self.path / "candidates.jsonl").unlink(missing_ok=True)  # candidates.parquet holds them
+
+    def _write_csv(self, name: str, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(text.getvalue().encode(), self.path / name)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write one of the run's JSON files."""
@@ -155,7 +173,7 @@ def code_digest() -> str:
     digest = hashlib.sha256()
     for part in CODE:
         files = sorted((ROOT / part).rglob("*.py")) if (ROOT / part).is_dir() else [ROOT / part]
-        for file in files:
+        for file in (file for file in files if file.stem not in VIEWS):
             digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:8]
 

@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from eval.clip import ClipScorer, clip_score, directional_clip, is_defined
-from eval.editing import to_picture
 from eval.edits import read_edits
 from eval.pairwise import l2, psnr, ssim
+from eval.pictures import to_picture
 
 KEPT = 64  # originals in memory
 

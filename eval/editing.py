@@ -10,7 +10,9 @@ from torch import Tensor
 
 from eval.clip import ClipScorer, clip_score, directional_clip
 from eval.edits import Edit
+from eval.lpips import Lpips
 from eval.pairwise import background
+from eval.pictures import to_picture
 
 
 def text_columns(scorer: ClipScorer, faithful: str) -> dict[str, tuple[bool, str]]:
@@ -28,25 +30,34 @@ def text_scores(images: Tensor, sources: Tensor, edits: Sequence[Edit], scorer: 
     return {"clip": clip_score(edited, target), "dclip": directional_clip(edited, original, source, target)}
 
 
-def background_columns(faithful: str) -> dict[str, tuple[bool, str]]:
+def background_columns(faithful: str, lpips: Lpips | None) -> dict[str, tuple[bool, str]]:
     """Direction and protocol of `background_scores`."""
     how = f"{faithful}/image×(1-mask)/vs-source"
+    learned = {} if lpips is None else {"background_lpips": (False, f"{lpips.protocol}/{how}")}
     return {
         "background_psnr": (True, f"psnr/{how}"),
         "background_ssim": (True, f"ssim/gauss11-1.5-reflected/{how}"),
         "background_mse": (False, f"mse/{how}"),
+        **learned,
     }
 
 
-def background_scores(images: Tensor, sources: Tensor, edits: Sequence[Edit]) -> dict[str, Tensor]:
+def background_scores(
+    images: Tensor, sources: Tensor, edits: Sequence[Edit], lpips: Lpips | None = None
+) -> dict[str, Tensor]:
     """How much stayed outside of the masks; NaN where an edit has no mask, or its mask leaves nothing."""
-    values = {key: torch.full((len(edits),), torch.nan, dtype=torch.float64) for key in background_columns("")}
+    keys = background_columns("", lpips)
+    values = {key: torch.full((len(edits),), torch.nan, dtype=torch.float64) for key in keys}
     masks = {i: edit.mask for i, edit in enumerate(edits) if edit.mask}
     if masks:
         rows, size = list(masks), (images.shape[2], images.shape[3])
         mask = torch.stack([read_mask(path, size) for path in masks.values()])[:, None]
         for key, value in background(images[rows], sources[rows], mask).items():
             values[f"background_{key}"][rows] = value
+        if lpips is not None:
+            left = ~mask.all(dim=(1, 2, 3))
+            distance = lpips(*(torch.where(mask, 0, image[rows]) for image in (images, sources)))
+            values["background_lpips"][rows] = torch.where(left, distance, torch.nan)
     return values
 
 
@@ -62,8 +73,3 @@ def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
         height, width = size
         raise ValueError(f"the mask {path} has {mask.shape[1]}×{mask.shape[0]} pixels, its image {width}×{height}")
     return mask
-
-
-def to_picture(image: Tensor) -> Image.Image:
-    """uint8 (3, h, w) → a picture."""
-    return Image.fromarray(image.permute(1, 2, 0).numpy())

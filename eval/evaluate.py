@@ -1,50 +1,55 @@
-"""From folders of images to numbers, each with the protocol it was made by."""
+"""From folders of images to numbers, each with its interval and the protocol it was made by.
 
+python -m eval.evaluate --generated A --source B --reference C --protocol cyclediffusion
+"""
+
+import argparse
+import csv
+import json
+import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+from rich import box
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
-from eval.clip import ClipScorer
-from eval.editing import background_columns, background_scores, text_columns, text_scores
-from eval.edits import EDITS, Edit, read_edits
-from eval.features import Extractor, cached, file_digest
-from eval.frechet import frechet_distance
-from eval.kid import kernel_distance
-from eval.pairwise import l2, psnr, ssim
-from eval.pets import edit_error, factor_error, kept_error, load_pets_judge, observe
-from eval.statistics import bootstrap_mean
+from eval import ranks
+from eval.distances import distances, reference_features
+from eval.edits import EDITS, read_edits
+from eval.features import file_digest
+from eval.measure import columns, joined, measure
+from eval.pictures import Pairing, list_images, pair
+from eval.protocols import RECIPES, Protocol, load_protocol
+from eval.statistics import interval, mean_replicates, resamples
 
-CHUNK = 32
-SUFFIXES = (".png", ".jpg", ".jpeg")
+RESAMPLES = 1000
+FEW = 2048  # images below which FID's bias is large
+SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How numbers are made.
+class Scores:
+    """What an evaluation says.
 
     Args:
-        name: of the protocol, with its version: pets/1.
-        size: height and width at which images are compared.
-        resize: the filter that brought the source images to that size.
-        features: of FID and KID; None leaves them out.
-        reference: what the reference images are, for protocol strings.
-        judge: weights of the embedded world's judge, for factor errors; None for photos.
-        clip: scores edits by their texts; None leaves that out.
+        metrics: per metric its value, 95 % interval, number of images that have it, direction and protocol string.
+        rows: per image id its own values, None where it has none.
+        replicates: of metrics that are no means over images: their values on the resamples of `resamples`.
+        pairing: which images were paired, and which not.
+        unreadable: images that could not be decoded, and are not part of the numbers.
     """
 
-    name: str
-    size: int
-    resize: str
-    features: Extractor | None
-    reference: str
-    judge: Path | None = None
-    clip: ClipScorer | None = None
+    metrics: dict[str, dict[str, Any]]
+    rows: dict[str, dict[str, float | None]]
+    replicates: dict[str, list[float]]
+    pairing: Pairing
+    unreadable: list[str]
 
 
 def evaluate(
@@ -54,135 +59,156 @@ def evaluate(
     counterpart: Path | None,
     protocol: Protocol,
     cache: Path | None = None,
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float | None]]]:
-    """Score a folder of translations or edits; images are paired by stem.
+) -> Scores:
+    """Score a folder of translations or edits; images are paired by stem. Under torchrun, every process has a part.
 
     Args:
-        generated: the results, PNGs; those without a source are passed over.
-        source: what they were made from, PNGs, and for edits their texts (edits.csv).
-        reference: images of the target domain, for FID and KID.
+        generated: the results, PNGs.
+        source: what they were made from, and for edits their texts (edits.csv).
+        reference: images of the target domain, or an .npz of clean-fid or pytorch-fid, for FID and KID.
         counterpart: the true results, where there are such.
         protocol: how to score.
         cache: folder for features of the reference.
 
-    Returns:
-        Per metric its value, 95 % interval over images where it is a mean, number of images that have it, direction and
-        protocol string; and per image id its own values, None where it has none.
-
     Raises:
-        ValueError: if there is nothing to score, or an image has no line in edits.csv.
+        ValueError: if there is nothing to score, files do not fit together, or features are not finite.
     """
-    stems = sorted({path.stem for path in generated.glob("*.png")} & {path.stem for path in source.glob("*.png")})
+    folders, pairing = pair(generated, source, counterpart)
     edits = read_edits(source)
-    _check(stems, edits, generated, source)
-    columns = _columns([edits[stem] for stem in stems if edits], bool(counterpart), protocol)
-    parts = []
-    for chunk in (stems[start : start + CHUNK] for start in range(0, len(stems), CHUNK)):
-        truths = _read(counterpart, chunk) if counterpart else None
-        wanted = [edits[stem] for stem in chunk if edits]
-        parts.append(_scores(_read(generated, chunk), _read(source, chunk), truths, wanted, protocol))
-    values = {key: torch.cat([part[key] for part in parts]) for key in columns}
-    metrics = _distances([generated / f"{stem}.png" for stem in stems], reference, protocol, cache)
-    for key, (higher, text) in columns.items():
-        metrics[key] = {**_mean(values[key]), "n_reference": None, "higher_is_better": higher, "protocol": text}
-    known = {key: [None if x != x else x for x in value.tolist()] for key, value in values.items()}  # x != x: NaN
-    rows = {stem: {key: value[i] for key, value in known.items()} for i, stem in enumerate(stems)}
-    return metrics, rows
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The images of a reference folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
-
-
-def _check(stems: list[str], edits: dict[str, Edit], generated: Path, source: Path) -> None:
-    if not stems:
-        raise ValueError(f"no PNG in {generated} has the name of one in {source}; there is nothing to score")
-    without = [stem for stem in stems if stem not in edits]
+    without = [stem for stem in pairing.stems if stem not in edits]
     if edits and without:
         raise ValueError(f"{source / EDITS} has no line for {len(without)} images ({without[0]}, …); add them")
+    target = None
+    if protocol.features is not None and reference is not None:
+        target = reference_features(
+            reference, protocol, protocol.features, cache
+        )  # before the slow part: it may be missed
+    part = measure(folders, pairing.stems[ranks.rank() :: ranks.world()], edits, protocol)
+    found = joined(ranks.gather(part))
+    if not found.stems:
+        raise ValueError(f"none of the {len(found.unreadable)} images of {generated} can be read; make them again")
+    of_sets = {}, {}
+    if target is not None and found.features is not None:
+        of_sets = distances(found.features, target, protocol)
+    metrics, replicates = ranks.from_first(of_sets)
+    counts = resamples(len(found.stems), RESAMPLES)
+    wanted = columns([edits[stem] for stem in found.stems if edits], counterpart is not None, protocol)
+    for key, (higher, text) in wanted.items():
+        metrics[key] = {
+            **_mean(found.values[key], counts), "n_reference": None, "higher_is_better": higher, "protocol": text,
+        }  # fmt: skip
+    known = {key: [None if x != x else x for x in value.tolist()] for key, value in found.values.items()}  # x != x: NaN
+    rows = {stem: {key: value[i] for key, value in known.items()} for i, stem in enumerate(found.stems)}
+    return Scores(metrics, rows, replicates, pairing, found.unreadable)
 
 
-def _columns(edits: Sequence[Edit], truth: bool, protocol: Protocol) -> dict[str, tuple[bool, str]]:
-    """Metrics that are means over images: whether higher is better, and the protocol string."""
-    faithful = f"png{protocol.size}/{protocol.resize}/per-image-mean"
-    columns = {
-        "psnr": (True, f"psnr/{faithful}/vs-source"),
-        "ssim": (True, f"ssim/gauss11-1.5-valid/{faithful}/vs-source"),
-        "l2": (False, f"l2/{faithful}/vs-source"),
-    }
-    if truth:
-        columns["counterpart_psnr"] = True, f"psnr/{faithful}/vs-counterpart"
-    if protocol.judge:
-        judge = f"pets-judge-{file_digest(protocol.judge)}/per-image-mean"
-        if edits and truth:
-            columns["edit_error"] = False, f"factor-error/{judge}/edited-factor/vs-counterpart"
-            columns["kept_error"] = False, f"factor-error/{judge}/other-factors/vs-source"
-        else:
-            columns["factor_error"] = False, f"factor-error/{judge}/vs-source"
-    if edits and protocol.clip:
-        columns |= text_columns(protocol.clip, faithful)
-    if any(edit.mask for edit in edits):
-        columns |= background_columns(faithful)
-    return columns
-
-
-def _scores(
-    images: Tensor, sources: Tensor, truths: Tensor | None, edits: Sequence[Edit], protocol: Protocol
-) -> dict[str, Tensor]:
-    """The values of all columns for some images, uint8 (n, 3, h, w); float64 (n,) each."""
-    values = {"psnr": psnr(images, sources), "ssim": ssim(images, sources), "l2": l2(images, sources)}
-    if truths is not None:
-        values["counterpart_psnr"] = psnr(images, truths)
-    if protocol.judge:
-        judge = load_pets_judge(protocol.judge)
-        seen, kept = (observe(judge, part)[1] for part in (images, sources))
-        if edits and truths is not None:
-            categories = [edit.category for edit in edits]
-            values["edit_error"] = edit_error(seen, observe(judge, truths)[1], categories)
-            values["kept_error"] = kept_error(seen, kept, categories)
-        else:
-            values["factor_error"] = factor_error(seen, kept)
-    if edits and protocol.clip:
-        values |= text_scores(images, sources, edits, protocol.clip)
-    if edits:
-        values |= background_scores(images, sources, edits)
-    return values
-
-
-def _mean(values: Tensor) -> dict[str, Any]:
+def _mean(values: Tensor, counts: Tensor) -> dict[str, Any]:
     """Mean, interval and number of the images that have a value."""
-    values = values[~values.isnan()]
-    some = len(values) > 0
-    mean, interval = (values.mean().item(), bootstrap_mean(values)) if some else (None, None)
-    return {"value": mean, "ci95": interval, "n": len(values)}
+    known = values[~values.isnan()]
+    if not len(known):
+        return {"value": None, "ci95": None, "n": 0}
+    mean = known.mean().item()
+    return {"value": mean, "ci95": interval(mean, mean_replicates(values, counts)), "n": len(known)}
 
 
-def _distances(
-    generated: list[Path], reference: Path | None, protocol: Protocol, cache: Path | None
-) -> dict[str, dict[str, Any]]:
-    """FID and KID, which need two images; fewer leave the cells empty."""
-    extractor = protocol.features
-    if extractor is None or reference is None:
-        return {}
-    features, target = extractor(generated), cached(extractor, list_images(reference), cache)
-    entry = {"ci95": None, "n": len(features), "n_reference": len(target), "higher_is_better": False}
-    functions = {"fid": (frechet_distance, "fid"), "kid": (kernel_distance, "kid-unbiased-poly3-all")}
-    enough = min(len(features), len(target)) > 1
-    return {
-        key: {
-            "value": distance(features, target) if enough else None,
-            **entry,
-            "protocol": f"{name}/{extractor.protocol}/vs-{protocol.reference}",
-        }
-        for key, (distance, name) in functions.items()
+def write_scores(scores: Scores, folder: Path) -> None:
+    """Write metrics.json, per_image.csv and bootstrap.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pairing = {"missing": scores.pairing.missing, "extra": scores.pairing.extra, "unreadable": scores.unreadable}
+    content = {"metrics": scores.metrics, "pairing": pairing}
+    (folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n")
+    with (folder / "per_image.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = [{"id": stem, **values} for stem, values in scores.rows.items()]
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    if scores.replicates:
+        with (folder / "bootstrap.csv").open("w", newline="", encoding="utf-8") as file:
+            lines = csv.writer(file, lineterminator="\n")
+            lines.writerow(scores.replicates)
+            lines.writerows(zip(*scores.replicates.values(), strict=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Score folders as the command line says; print a table, and write files if asked."""
+    parser = argparse.ArgumentParser("python -m eval.evaluate", description=__doc__)
+    parser.add_argument("--generated", type=Path, required=True, help="folder of results, PNGs")
+    parser.add_argument("--source", type=Path, required=True, help="folder of what they were made from, by equal stems")
+    parser.add_argument(
+        "--reference", type=Path, help="folder of images of the target domain, or an .npz of statistics"
+    )
+    parser.add_argument("--counterpart", type=Path, help="folder of the true results")
+    parser.add_argument("--protocol", required=True, choices=RECIPES)
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help="folder of Inception's file")
+    parser.add_argument("--weights", type=Path, help="the features' file, if not there under its published name")
+    parser.add_argument("--clip", help="file, folder or hub id of CLIP")
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/cyclediff"), help="of reference features")
+    parser.add_argument("--output", type=Path, help="folder for metrics.json, per_image.csv and bootstrap.csv")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    ranks.start()
+    try:
+        if options.counterpart and not options.counterpart.is_dir():
+            raise ValueError(f"{options.counterpart} is not a folder; give the folder of the true results")
+        protocol = load_protocol(
+            options.protocol, options.reference and _name(options.reference), options.checkpoints, options.device,
+            options.weights, options.clip,
+        )  # fmt: skip
+        scores = evaluate(
+            options.generated,
+            options.source,
+            options.reference,
+            options.counterpart,
+            protocol,
+            options.cache.expanduser(),
+        )
+        if ranks.rank() == 0 and options.output:
+            write_scores(scores, options.output)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    if ranks.rank() == 0:
+        _print(scores, protocol, options.generated)
+
+
+def _name(reference: Path) -> str:
+    """What a reference is called in protocol strings: its name, and a file's digest or a folder's number of images."""
+    if reference.is_file():
+        return f"{reference.name}-{file_digest(reference)}"
+    return f"{reference.resolve().name}-{len(list_images(reference))}-images"
+
+
+def _print(scores: Scores, protocol: Protocol, generated: Path) -> None:
+    console = Console()
+    console = console if console.is_terminal else Console(width=150)
+    table = Table(title=f"{generated}: {len(scores.rows)} images, protocol {protocol.name}", box=box.SIMPLE_HEAD)
+    table.title_justify = "left"
+    for header in ("metric", "value", "95 % interval", "images"):
+        table.add_column(header, justify="left" if header == "metric" else "right")
+    table.add_column("protocol", overflow="fold")
+    for key, entry in scores.metrics.items():
+        arrow = "↑" if entry["higher_is_better"] else "↓"
+        shown = "–" if entry["value"] is None else f"{entry['value']:.5g}"
+        span = f"{entry['ci95'][0]:.5g} … {entry['ci95'][1]:.5g}" if entry["ci95"] else "–"
+        table.add_row(f"{key} {arrow}", shown, span, str(entry["n"]), entry["protocol"])
+    console.print(table)
+    lists = {
+        "without a result": scores.pairing.missing,
+        "results without a source": scores.pairing.extra,
+        "unreadable": scores.unreadable,
     }
+    for what, stems in lists.items():
+        if stems:
+            more = ", …" if len(stems) > SHOWN else ""
+            console.print(f"{len(stems)} {what}: {', '.join(stems[:SHOWN])}{more}", highlight=False, markup=False)
+    if "fid" in scores.metrics and len(scores.rows) < FEW:
+        console.print(f"FID from {len(scores.rows)} images is biased upwards; compare it at this number only.")
+    if any(network is not None and network.random for network in (protocol.features, protocol.clip, protocol.lpips)):
+        console.print("RANDOM WEIGHTS: these numbers show that the program runs, nothing else.")
+    if protocol.judge:
+        console.print("Embedded world: not comparable with any paper's numbers.")
 
 
-def _read(folder: Path, stems: list[str]) -> Tensor:
-    """uint8 (n, 3, h, w)."""
-    arrays = []
-    for stem in stems:
-        with Image.open(folder / f"{stem}.png") as image:
-            arrays.append(np.array(image.convert("RGB")))
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+if __name__ == "__main__":
+    main()

@@ -1,16 +1,18 @@
 """Feature extractors: each owns its network, its resize and its normalisation, and says so in the protocol string."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 BATCH = 32
+THREADS = 4
 MARK = torch.tensor([ord(letter) / 1024 for letter in "RANDOM WEIGHTS"])  # scripts/make_random_checkpoints.py writes it
 
 
@@ -33,35 +35,13 @@ class Extractor:
     random: bool = False
 
     @torch.no_grad()
-    def __call__(self, paths: Sequence[Path]) -> Tensor:
-        """Features of image files, float64 (n, d) on the CPU."""
-        found = []
-        for start in range(0, len(paths), BATCH):
-            batch = torch.stack([self._read(path) for path in paths[start : start + BATCH]])
-            found.append(self.network(batch.to(self.device)).double().cpu())
+    def __call__(self, pictures: Iterable[Image.Image]) -> Tensor:
+        """Features of RGB pictures, float64 (n, d) on the CPU."""
+        found, pictures = [], iter(pictures)
+        with ThreadPoolExecutor(THREADS) as pool:
+            while batch := list(pool.map(self.read, islice(pictures, BATCH))):
+                found.append(self.network(torch.stack(batch).to(self.device)).double().cpu())
         return torch.cat(found)
-
-    def _read(self, path: Path) -> Tensor:
-        with Image.open(path) as image:
-            return self.read(image.convert("RGB"))
-
-
-def cached(extractor: Extractor, paths: Sequence[Path], cache: Path | None) -> Tensor:
-    """Features of a reference set, kept in `cache` under a name made of extractor, file names and contents."""
-    if cache is None:
-        return extractor(paths)
-    digest = hashlib.sha256(extractor.protocol.encode())
-    for path in paths:
-        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    file = cache / f"features-{digest.hexdigest()[:16]}.pt"
-    if file.exists():
-        found: Any = torch.load(file, weights_only=True)
-        return found
-    features = extractor(paths)
-    temporary = file.with_suffix(".tmp")
-    torch.save(features, temporary)
-    temporary.replace(file)
-    return features
 
 
 def carries_mark(tensors: Iterable[Tensor]) -> bool:

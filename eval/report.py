@@ -1,33 +1,43 @@
-"""Finished runs of a task → one table: printed, table.md and table.csv.
+"""Finished runs of a task → one table and one page: printed, table.md, table.csv, table.tex and report.html.
+
+python -m eval.report outputs/cat2dog           all runs of a task
+python -m eval.report RUN RUN --output DIR      some runs, which must fit into one table
 
 Runs share a table only where they may be compared; others get a table of their own below it.
 """
 
+import argparse
 import csv
 import io
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from eval.comparison import Verdict
 from eval.edits import read_edits
 from eval.grid import draw_grid
-from eval.sections import COSTS, METRICS, UNSELECTED, Column, Section, best_of, read_sections
+from eval.latex import to_latex
+from eval.page import write_page
+from eval.sections import (
+    COSTS,
+    METRICS,
+    UNSELECTED,
+    Running,
+    Section,
+    best_of,
+    cell_text,
+    mark_of,
+    read_running,
+    read_sections,
+)
 
-
-def _cell(values: dict[str, Any], column: Column, interval: bool = False) -> str:
-    value = values.get(column.key)
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return value
-    text = f"{value * column.scale:.{column.digits}f}"
-    ci95 = values["metrics"].get(column.key, {}).get("ci95") if interval else None
-    return text + (f" ±{(ci95[1] - ci95[0]) / 2 * column.scale:.{column.digits}f}" if ci95 else "")
+TIED = "≈ "
 
 
 def to_markdown(section: Section) -> str:
@@ -42,24 +52,42 @@ def to_markdown(section: Section) -> str:
         "|---" + "|---:" * len(section.columns) + "|",
     ]
     for label, values in section.rows:
-        cells = [label, *(_cell(values, column, interval=True) for column in section.columns)]
+        cells = [label]
+        for column in section.columns:
+            text, mark = cell_text(values, column, interval=True), mark_of(values, column)
+            cells.append(f"**{text}**" if mark == "best" else f"{TIED}{text}" if mark == "tied" else text)
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(f"- {note}" for note in [*section.warnings, *section.notes]), ""])
+    told = [*section.warnings, *map(told_verdict, section.claims), *section.notes]
+    return "\n".join([*lines, "", *(f"- {note}" for note in told), ""])
 
 
 def to_rich(section: Section, width: int) -> Table:
     """The section for a terminal: a row per method or, where `width` is too small for that, a column per method."""
-    lines = [["method", *(column.header.replace(" dB", "") for column in section.columns)]]
-    lines += [[label, *(_cell(values, column) for column in section.columns)] for label, values in section.rows]
-    if sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True)) + 2 > width:
+    lines = [[Text("method"), *(Text(column.header.replace(" dB", "")) for column in section.columns)]]
+    for label, values in section.rows:
+        lines.append([Text(label)])
+        for column in section.columns:
+            mark = mark_of(values, column)
+            text = (TIED if mark == "tied" else "") + cell_text(values, column)
+            lines[-1].append(Text(text, style="bold" if mark == "best" else ""))
+    if sum(max(cell.cell_len for cell in column) + 2 for column in zip(*lines, strict=True)) + 2 > width:
         lines = [list(column) for column in zip(*lines, strict=True)]
-    table = Table(title=section.title, caption="\n".join(section.warnings), box=box.SIMPLE_HEAD)
+    told = [*section.warnings, *map(told_verdict, section.claims)]
+    if any("tied" in values.get("marks", {}).values() for _, values in section.rows):
+        told.append(f"{TIED.strip()} not distinguishable from the best of the column (paired bootstrap, 95 %)")
+    table = Table(title=section.title, caption="\n".join(told), box=box.SIMPLE_HEAD)
     table.title_justify = table.caption_justify = "left"
     for index, header in enumerate(lines[0]):
         table.add_column(header, justify="right" if index else "left")
     for line in lines[1:]:
         table.add_row(*line)
     return table
+
+
+def told_verdict(verdict: Verdict) -> str:
+    """A claim's verdict in a line."""
+    how = "no such runs or numbers" if verdict.probability is None else f"probability {verdict.probability:.3f}"
+    return f"{verdict.verdict}: {verdict.text} ({how})"
 
 
 def to_csv(sections: list[Section]) -> str:
@@ -73,7 +101,7 @@ def to_csv(sections: list[Section]) -> str:
     writer = csv.DictWriter(text, fields, lineterminator="\n", restval="")
     writer.writeheader()
     for section in sections:
-        for label, values in section.rows:
+        for label, values in section.runs:
             row = {"task": values["identity"]["task"], "data": values["data"]["name"], "n": values["data"]["n"]}
             row |= {"data_digest": section.digest, "method": label, "seed": values["identity"]["seed"]}
             row |= {"protocol": values["identity"]["protocol"], "random_weights": " ".join(values["random_weights"])}
@@ -94,27 +122,102 @@ def to_csv(sections: list[Section]) -> str:
 
 
 def write_tables(task_folder: Path) -> None:
-    """Write table.md, table.csv and a picture per table anew from all finished runs; safe beside other writers."""
+    """Write tables, pictures and page anew from all finished runs; safe beside other writers."""
     with FileLock(task_folder / ".table.lock"):
-        sections = read_sections(task_folder)
-        (task_folder / "table.md").write_text("\n".join(map(to_markdown, sections)))
-        (task_folder / "table.csv").write_text(to_csv(sections))
-        for section in sections:
-            data = section.rows[0][1]["data"]
-            source = task_folder / "data" / data["source"]
-            grid = [("source", source)]
-            grid += [(label, task_folder / values["folder"] / "images") for label, values in section.rows]
-            if data["counterpart"]:
-                grid.append(("true counterpart", task_folder / "data" / data["counterpart"]))
-            texts = {image_id: edit.target for image_id, edit in read_edits(source).items()}
-            draw_grid(grid, captions=texts).save(task_folder / section.picture)
+        write_report(task_folder, read_sections(task_folder), read_running(task_folder), task_folder)
+
+
+def write_report(task_folder: Path, sections: list[Section], running: list[Running], output: Path) -> None:
+    """Write table.md, table.csv, table.tex, report.html and a picture per table.
+
+    Args:
+        task_folder: where the runs are.
+        sections: their tables.
+        running: runs that are not finished.
+        output: the folder to write to.
+    """
+    (output / "table.md").write_text("\n".join(map(to_markdown, sections)))
+    (output / "table.csv").write_text(to_csv(sections))
+    (output / "table.tex").write_text("\n".join(map(to_latex, sections)))
+    for section in sections:
+        data = section.rows[0][1]["data"]
+        source = task_folder / "data" / data["source"]
+        grid = [("source", source)]
+        grid += [(label, task_folder / values["folder"] / "images") for label, values in section.rows]
+        if data["counterpart"]:
+            grid.append(("true counterpart", task_folder / "data" / data["counterpart"]))
+        texts = {image_id: edit.target for image_id, edit in read_edits(source).items()}
+        draw_grid(grid, captions=texts).save(output / section.picture)
+    write_page(task_folder, sections, running, output / "report.html")
 
 
 def print_tables(task_folder: Path, digests: Collection[str]) -> None:
     """Print the tables of some data to the terminal."""
-    console = Console()
-    console = console if console.is_terminal else Console(width=150)
     for section in read_sections(task_folder):
         if section.digest in digests:
-            console.print(to_rich(section, console.width))
-            console.print(f"{task_folder}/table.md, table.csv, {section.picture}", highlight=False)
+            _print(section, task_folder)
+
+
+def _print(section: Section, folder: Path) -> None:
+    console = Console()
+    console = console if console.is_terminal else Console(width=150)
+    console.print(to_rich(section, console.width))
+    console.print(f"{folder}/table.md, table.csv, table.tex, report.html, {section.picture}", highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write and print the tables and the page of what the command line names."""
+    parser = argparse.ArgumentParser("python -m eval.report", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("folders", nargs="+", type=Path, help="a task's folder, or folders of runs")
+    parser.add_argument("--output", type=Path, help="where to write; the task's folder by default")
+    options = parser.parse_args(arguments)
+    try:
+        task_folder, sections, running = _find(options.folders)
+        output = options.output or task_folder
+        if options.output is None and len(options.folders) > 1:
+            raise ValueError("the tables of some runs need a folder of their own; give --output DIR")
+        output.mkdir(parents=True, exist_ok=True)
+        write_report(task_folder, sections, running, output)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    for section in sections:
+        _print(section, output)
+    for run in running:
+        print(f"{run.folder}: running, {run.done} of {run.of} images, since {run.start}")
+
+
+def _find(folders: Sequence[Path]) -> tuple[Path, list[Section], list[Running]]:
+    """The task's folder, tables and unfinished runs that some folders stand for.
+
+    Raises:
+        ValueError: if they are no folders of a task or of runs, or runs do not fit into one table.
+    """
+    folders = [folder.resolve() for folder in folders]
+    runs = [folder for folder in folders if (folder / "run.json").is_file()]
+    if not runs and len(folders) == 1 and folders[0].is_dir():
+        sections, running = read_sections(folders[0]), read_running(folders[0])
+        if not sections and not running:
+            raise ValueError(f"{folders[0]} has no runs; give a task's folder, for example outputs/cat2dog, or runs")
+        return folders[0], sections, running
+    strange = [folder for folder in folders if folder not in runs]
+    if strange:
+        raise ValueError(f"{strange[0]} is no folder of a run; give one task's folder, or folders with a run.json")
+    tasks = sorted({run.parent for run in runs})
+    if len(tasks) > 1:
+        raise ValueError(
+            f"runs of different tasks ({', '.join(task.name for task in tasks)}) have no common table; give one's"
+        )
+    names = {run.name for run in runs}
+    sections = read_sections(tasks[0], names)
+    if len(sections) > 1:
+        raise ValueError(
+            f"these runs do not fit into one table: {'; '.join(section.title for section in sections)}, with "
+            f"protocols, images or tiers of their own; give the runs of one, or {tasks[0]}, which gets a table for each"
+        )
+    return tasks[0], sections, [run for run in read_running(tasks[0]) if run.folder in names]
+
+
+if __name__ == "__main__":
+    main()

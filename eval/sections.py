@@ -4,11 +4,14 @@ Runs share a section only where images, protocol, tier and selection are the sam
 """
 
 import json
+import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from eval.comparison import Row, Verdict, judge_claims, mark, over_seeds
 from eval.paper import LEVELS, Paper, agrees, explain, read_paper
 
 SHOWN = 5  # names of missing images
@@ -26,10 +29,12 @@ class Column:
 
 METRICS = (
     Column("fid", "FID ↓", 2),
+    Column("fid_infinity", "FID∞ ↓", 2),
     Column("kid", "KID×10³ ↓", 2, 1000),
     Column("psnr", "PSNR dB ↑", 2),
     Column("ssim", "SSIM ↑", 3),
     Column("l2", "L2 ↓", 2),
+    Column("lpips", "LPIPS ↓", 3),
     Column("counterpart_psnr", "true-pair PSNR ↑", 2),
     Column("factor_error", "factor error ↓", 3),
     Column("clip", "CLIP ↑", 3),
@@ -39,6 +44,7 @@ METRICS = (
     Column("background_psnr", "background PSNR ↑", 2),
     Column("background_ssim", "background SSIM ↑", 3),
     Column("background_mse", "background MSE×10⁴ ↓", 2, 1e4),
+    Column("background_lpips", "background LPIPS×10³ ↓", 2, 1e3),
 )
 UNSELECTED = ("clip", "dclip", "psnr", "ssim", "l2")  # may come with their mean over all candidates of a best of N
 COSTS = (
@@ -49,10 +55,22 @@ COSTS = (
 
 
 @dataclass(frozen=True)
+class Running:
+    """A run that is not finished: it is at work, or was cut off."""
+
+    folder: str
+    method: str
+    done: int
+    of: int
+    start: str
+
+
+@dataclass(frozen=True)
 class Section:
     """Runs that may be compared: their columns, what the numbers mean, and which of them are not real results.
 
-    Its data have the name `digest`, and the file of its first images is `picture`.
+    A row stands for the runs that differ in their seed alone; `runs` has them one by one. Its data have the name
+    `digest`, and the file of its first images is `picture`.
     """
 
     title: str
@@ -62,17 +80,24 @@ class Section:
     rows: list[tuple[str, dict[str, Any]]]
     digest: str
     picture: str
+    claims: list[Verdict] = field(default_factory=list)
+    runs: list[Row] = field(default_factory=list)
 
 
-def read_sections(task_folder: Path) -> list[Section]:
-    """Group the finished runs of a task by images, protocol, tier, selection, and whether their weights are random."""
-    groups, paper = defaultdict(list), read_paper(task_folder)
+def read_sections(task_folder: Path, only: Collection[str] | None = None) -> list[Section]:
+    """Group the finished runs of a task by images, protocol, tier, selection, and whether their weights are random.
+
+    Args:
+        task_folder: outputs/<task>.
+        only: names of the runs' folders; None for all.
+    """
+    groups, paper, claims = defaultdict(list), read_paper(task_folder), _read_claims(task_folder)
     for record in sorted(task_folder.glob("*/run.json")):
         run = json.loads(record.read_bytes())
-        if run["status"] == "finished":
+        if run["status"] == "finished" and (only is None or record.parent.name in only):
             metrics = json.loads((record.parent / "metrics.json").read_bytes())["metrics"]
             protocols = tuple(sorted((key, entry["protocol"]) for key, entry in metrics.items()))
-            marked = {"CLIP" if "clip" in key else "Inception" for key, text in protocols if "/RANDOM-" in text}
+            marked = {_network(key) for key, text in protocols if "RANDOM-" in text}
             run["random_weights"] = [*run["random_weights"], *sorted(marked)]
             asked = json.dumps((run.get("selection") or {}).get("asked"), sort_keys=True)
             kind = run["identity"]["protocol"], run.get("tier"), asked, bool(run["random_weights"])
@@ -81,8 +106,50 @@ def read_sections(task_folder: Path) -> list[Section]:
     for (digest, protocols, _), runs in groups.items():
         count[digest] += 1
         picture = f"grid-{digest}{f'-{count[digest]}' if count[digest] > 1 else ''}.png"
-        sections.append(_section(runs, dict(protocols), digest, picture, paper))
-    return sections
+        sections.append(_section(runs, dict(protocols), digest, picture, paper, claims, task_folder))
+    titles = Counter(section.title for section in sections)
+    return [replace(s, title=f"{s.title} (images {s.digest})") if titles[s.title] > 1 else s for s in sections]
+
+
+def _network(key: str) -> str:
+    """What computes a metric, for people."""
+    return "CLIP" if "clip" in key else "LPIPS" if "lpips" in key else "Inception"
+
+
+def _read_claims(task_folder: Path) -> list[dict[str, Any]]:
+    path = task_folder / "claims.json"
+    return json.loads(path.read_bytes()) if path.exists() else []
+
+
+def read_running(task_folder: Path) -> list[Running]:
+    """The runs of a task that are not finished, with how many of their images are there."""
+    found = []
+    for record in sorted(task_folder.glob("*/run.json")):
+        run = json.loads(record.read_bytes())
+        if run["status"] != "finished":
+            done = len(list((record.parent / "images").glob("*.png")))
+            method = run["identity"]["method"]["name"]
+            found.append(Running(record.parent.name, method, done, run["data"]["n"], run["start"]))
+    return found
+
+
+def cell_text(values: dict[str, Any], column: Column, interval: bool = False) -> str:
+    """What a table's cell shows of a row, with the half-width of its 95 % interval if asked."""
+    value = values.get(column.key)
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    text = f"{value * column.scale:.{column.digits}f}"
+    if column.key in values.get("std", {}):
+        return f"{text} ±{values['std'][column.key] * column.scale:.{column.digits}f}"
+    ci95 = values["metrics"].get(column.key, {}).get("ci95") if interval else None
+    return text + (f" ±{(ci95[1] - ci95[0]) / 2 * column.scale:.{column.digits}f}" if ci95 else "")
+
+
+def mark_of(values: dict[str, Any], column: Column) -> Literal["", "best", "tied"]:
+    """Whether a row has the best value of a column, or one that cannot be told apart from it."""
+    return values.get("marks", {}).get(column.key, "")
 
 
 def best_of(run: dict[str, Any]) -> str:
@@ -94,14 +161,28 @@ def best_of(run: dict[str, Any]) -> str:
 
 
 def _section(
-    runs: list[tuple[dict, dict]], protocols: dict[str, str], digest: str, picture: str, paper: Paper
+    runs: list[tuple[dict, dict]],
+    protocols: dict[str, str],
+    digest: str,
+    picture: str,
+    paper: Paper,
+    claims: list[dict[str, Any]],
+    task_folder: Path,
 ) -> Section:
     first = runs[0][0]
     random = sorted({part for run, _ in runs for part in run["random_weights"]})
-    rows = [
-        (label, {**_values(metrics), **run, "metrics": metrics})
+    seeds: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run, metrics in runs:
+        alike = {key: value for key, value in run["identity"].items() if key != "seed"}
+        seeds[json.dumps(alike, sort_keys=True)].append({**run, "metrics": metrics})
+    merged = [over_seeds(sorted(group, key=lambda row: row["identity"]["seed"])) for group in seeds.values()]
+    rows = [(label, _values(row["metrics"]) | row) for label, row in zip(_labels(merged), merged, strict=True)]
+    single = [
+        (label, _values(metrics) | run | {"metrics": metrics})
         for label, (run, metrics) in zip(_labels([run for run, _ in runs]), runs, strict=True)
     ]
+    rows.sort(key=lambda row: _natural(row[0]))
+    mark(rows, task_folder)
     columns = [c for c in METRICS if any(values.get(c.key) is not None for _, values in rows)]
     notes = [f"{c.header}: {protocols[c.key]}" for c in columns]
     if not random and not first["embedded"]:
@@ -111,7 +192,26 @@ def _section(
     warnings = [*_warnings_of_weights(rows, random), *_warnings_of_data(first["data"], protocols)]
     ways = {best_of(run) for run, _ in runs}
     title = ("RANDOM WEIGHTS – " if random else "") + _title(first) + (f", {ways.pop()}" if _one(ways) else "")
-    return Section(title, warnings, [*notes, *more], [*columns, *COSTS], rows, digest, picture)
+    notes = [*_notes_on_intervals(rows), *notes, *more]
+    verdicts = judge_claims(claims, rows, task_folder)
+    return Section(title, warnings, notes, [*columns, *COSTS], rows, digest, picture, verdicts, single)
+
+
+def _natural(label: str) -> list[str]:
+    """A key that sorts the numbers in labels as numbers."""
+    return [f"{float(part):012.4f}" if part[:1].isdigit() else part for part in re.split(r"(\d+(?:\.\d+)?)", label)]
+
+
+def _notes_on_intervals(rows: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """What ± and the marks mean."""
+    notes = []
+    if any(entry.get("ci95") for _, values in rows for entry in values["metrics"].values()):
+        notes.append("±: half the 95 % interval of a bootstrap over the images")
+    if any(values["std"] for _, values in rows):
+        notes.append("± of rows of several seeds: standard deviation over seeds")
+    if any("tied" in values["marks"].values() for _, values in rows):
+        notes.append("bold: best of the column; ≈: not distinguishable from it (paired bootstrap, 95 %)")
+    return notes
 
 
 def _one(ways: set[str]) -> bool:
@@ -215,7 +315,8 @@ def _labels(runs: list[dict]) -> list[str]:
     for run, mine in zip(runs, settings, strict=True):
         same = [other for other in settings if other["method.name"] == mine["method.name"]]
         differing = [key for key in mine if any(other.get(key) != mine[key] for other in same)]
-        details = ["" if alike else best_of(run)]
+        seeds = run.get("seeds", [])
+        details = ["" if alike else best_of(run), f"{len(seeds)} seeds" if len(seeds) > 1 else ""]
         details += [f"{key.removeprefix('method.')}={mine[key]}" for key in differing]
         detail = ", ".join(filter(None, details))
         labels.append(mine["method.name"] + (f" ({detail})" if detail else ""))

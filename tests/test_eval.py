@@ -1,11 +1,10 @@
-"""Metrics against the official evaluators' numbers, formulas, and independent libraries."""
+"""Folders of images to numbers: unpaired translations, edits, and the embedded world's judge."""
 
 import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from PIL import Image
 
@@ -15,94 +14,17 @@ from cyclediff.pets.captions import sample_edits
 from cyclediff.pets.render import render, sample_factors
 from eval.clip import ClipScorer
 from eval.edits import Edit, read_edits
-from eval.evaluate import Protocol, evaluate
-from eval.frechet import frechet_distance
-from eval.kid import kernel_distance
-from eval.pairwise import background, l2, psnr, ssim
+from eval.evaluate import evaluate as score
 from eval.pets import DOMAIN, PetsJudge, edit_error, factor_error, kept_error, pets_judge
-from eval.statistics import bootstrap_mean
-
-from .nets import golden
+from eval.protocols import Protocol
 
 JUDGE = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights" / "judge.safetensors"
 PETS = Protocol("pets/1", 64, "bilinear", pets_judge(str(JUDGE)), "pets-dog", JUDGE)
 
 
-def features(n, d, seed, scale=1.0, shift=0.0):
-    return scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + shift
-
-
-@pytest.mark.parametrize("size", [64, 256])
-def test_pairwise_equals_the_official_evaluators(size):
-    data = {k.removeprefix(f"img{size}."): v for k, v in golden("metrics_pairwise").items() if f"img{size}." in k}
-    a, b = data["a_u8"].permute(0, 3, 1, 2), data["b_u8"].permute(0, 3, 1, 2)
-    for official in ("cd", "eg"):
-        assert (psnr(a, b) - data[f"{official}_psnr"]).abs().max() <= 1e-3
-        assert (ssim(a, b) - data[f"{official}_ssim"]).abs().max() <= 1e-5
-        assert torch.allclose(l2(a, b), data[f"{official}_l2"], rtol=1e-4)  # theirs is summed in float32
-    average = torch.stack([psnr(a, b).mean(), ssim(a, b).mean(), l2(a, b).mean()])
-    assert torch.allclose(average, data["cd_avg_psnr_ssim_l2"], rtol=1e-5)
-
-
-def test_pairwise_equals_scikit_image():
-    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
-    a, b = (golden("metrics_pairwise")[f"img64.{side}_u8"][:3] for side in ("a", "b"))
-    mine = psnr(a.permute(0, 3, 1, 2), b.permute(0, 3, 1, 2)), ssim(a.permute(0, 3, 1, 2), b.permute(0, 3, 1, 2))
-    for i in range(3):
-        x, y = a[i].numpy(), b[i].numpy()
-        assert mine[0][i].item() == pytest.approx(peak_signal_noise_ratio(x, y), abs=1e-9)
-        similarity = structural_similarity(x, y, channel_axis=2, gaussian_weights=True, use_sample_covariance=False)
-        assert mine[1][i].item() == pytest.approx(similarity, abs=1e-6)
-
-
-@pytest.mark.parametrize(("n_a", "n_b", "d"), [(50, 80, 16), (10, 30, 40), (300, 20, 64)])
-def test_frechet_equals_the_formula_with_a_matrix_root(n_a, n_b, d):
-    a, b = features(n_a, d, 1), features(n_b, d, 2, scale=1.5, shift=0.2)
-    cov_a, cov_b = torch.cov(a.T).numpy(), torch.cov(b.T).numpy()
-    root = np.trace(scipy.linalg.sqrtm(cov_a @ cov_b)).real
-    expected = (a.mean(0) - b.mean(0)).square().sum().item() + np.trace(cov_a) + np.trace(cov_b) - 2 * root
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-5)
-
-
-def test_frechet_of_known_gaussians():
-    """Axis-aligned Gaussians: |Δmu|² + Σ (s_a - s_b)²; samples whitened so that their moments are exact."""
-    white = features(500, 8, 1)
-    white = torch.linalg.qr(white - white.mean(0)).Q * 499**0.5
-    scale = torch.linspace(0.5, 2, 8, dtype=torch.float64)
-    assert frechet_distance(white, white * scale + 3) == pytest.approx(72 + (1 - scale).square().sum().item(), rel=1e-9)
-    assert frechet_distance(white, white) == pytest.approx(0, abs=1e-9)
-
-
-def test_frechet_and_kernel_equal_clean_fid():
-    from cleanfid.fid import frechet_distance as official_frechet
-    from cleanfid.fid import kernel_distance as official_kernel
-
-    a, b = features(200, 32, 1), features(150, 32, 2, scale=1.2, shift=0.3)
-    moments = [moment for x in (a, b) for moment in (x.mean(0).numpy(), torch.cov(x.T).numpy())]
-    assert frechet_distance(a, b) == pytest.approx(official_frechet(*moments), rel=1e-6)
-    all_rows = official_kernel(a[:150].numpy(), b.numpy(), num_subsets=1, max_subset_size=150)
-    assert kernel_distance(a[:150], b) == pytest.approx(all_rows, rel=1e-9)
-
-
-def test_kernel_distance_is_unbiased_also_for_few_images():
-    values = torch.tensor([kernel_distance(features(6, 8, 2 * i), features(9, 8, 2 * i + 1)) for i in range(2000)])
-    assert values.mean().abs() < 4 * values.std() / 2000**0.5
-    assert values.min() < 0
-
-
-@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
-def test_one_image_has_no_distance(distance):
-    with pytest.raises(ValueError, match="at least 2 images"):
-        distance(features(1, 8, 1), features(5, 8, 2))
-
-
-def test_bootstrap_covers_the_mean_as_often_as_it_says():
-    inside = 0
-    for seed in range(200):
-        low, high = bootstrap_mean(features(60, 1, seed)[:, 0], resamples=400)
-        inside += low < 0 < high
-    assert 0.88 < inside / 200 < 0.99
+def evaluate(*arguments):
+    scores = score(*arguments)
+    return scores.metrics, scores.rows
 
 
 def test_factor_error_of_known_differences():
@@ -278,33 +200,6 @@ def test_texts_change_nothing_else(editing):
     (source / "edits.csv").unlink()
     without, _ = evaluate(generated, source, None, None, Protocol("x/1", 16, "bicubic", None, "", clip=colour_scorer()))
     assert without == {key: with_texts[key] for key in ("psnr", "ssim", "l2")}
-
-
-def test_background_equals_torchmetrics_and_a_hand_computation():
-    """PnPInversion's evaluator: torchmetrics in float32 on images multiplied by 1 - mask."""
-    from torchmetrics import MeanSquaredError
-    from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
-
-    a, b = (golden("metrics_pairwise")[f"img64.{side}_u8"][:3].permute(0, 3, 1, 2) for side in ("a", "b"))
-    mask = torch.zeros(3, 1, 64, 64, dtype=torch.bool)
-    mask[:2, :, 20:50, 10:40] = True
-    mask[1, :, :, 30:] = True
-    found = background(a, b, mask)
-    for i in range(3):
-        x, y = ((image[i : i + 1].float() / 255 * (1 - mask[i : i + 1].float())) for image in (a, b))
-        assert found["psnr"][i].item() == pytest.approx(PeakSignalNoiseRatio(data_range=1.0)(x, y).item(), abs=1e-4)
-        similarity = StructuralSimilarityIndexMeasure(data_range=1.0)(x, y).item()
-        assert found["ssim"][i].item() == pytest.approx(similarity, abs=1e-5)
-        assert found["mse"][i].item() == pytest.approx(
-            MeanSquaredError()(x.contiguous(), y.contiguous()).item(), rel=1e-5
-        )
-        outside = ((a[i].double() - b[i]) / 255)[:, ~mask[i, 0]].square().sum().item()
-        assert found["mse"][i].item() == pytest.approx(outside / (3 * 64 * 64), rel=1e-12)
-    assert torch.equal(found["psnr"][2], psnr(a, b)[2])
-    changed = torch.where(mask, 255 - a, a)
-    assert background(a, changed, mask)["psnr"].tolist() == [100] * 3
-    nothing = background(a, b, torch.ones_like(mask))
-    assert all(value.isnan().all() for value in nothing.values())
 
 
 def test_edit_and_kept_error_of_known_differences():

@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.evaluate import Protocol, evaluate
+from eval.evaluate import evaluate as score
 from eval.frechet import frechet_distance
 from eval.inception import CLEAN_FID, PYTORCH_FID, clean_fid, pytorch_fid
+from eval.pictures import read_picture
+from eval.protocols import Protocol
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,6 +54,11 @@ def small(photos, tmp_path_factory):
     return folder
 
 
+def evaluate(*arguments):
+    scores = score(*arguments)
+    return scores.metrics, scores.rows
+
+
 def paths(folder):
     return sorted(folder.glob("*.png"))
 
@@ -65,7 +72,7 @@ def test_clean_fid_features_and_distance_are_clean_fids_own(weights, photos):
                             device=torch.device("cpu"))
         for size in (256, 512)
     ]  # fmt: skip
-    mine = [network(paths(photos[size])) for size in (256, 512)]
+    mine = [network(map(read_picture, paths(photos[size]))) for size in (256, 512)]
     for a, b in zip(mine, theirs, strict=True):
         assert a.shape == (8, 2048)
         assert np.abs(a.numpy() - b).max() < 1e-4 * np.abs(b).max()
@@ -83,7 +90,8 @@ def test_pytorch_fid_features_are_pytorch_fids_own(weights, photos):
     mine = pytorch_fid(str(weights / PYTORCH_FID))
     for size in (256, 512):
         theirs = get_activations(paths(photos[size]), network, batch_size=8, device="cpu", num_workers=0)
-        assert np.abs(mine(paths(photos[size])).numpy() - theirs).max() < 1e-4 * np.abs(theirs).max()
+        features = mine(map(read_picture, paths(photos[size]))).numpy()
+        assert np.abs(features - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
 def test_faces_are_prepared_as_egsde_does(weights, photos):
@@ -133,10 +141,10 @@ def test_reference_features_are_kept(weights, photos, small, tmp_path):
     extractor = clean_fid(str(weights / CLEAN_FID))
     protocol = Protocol("x/1", 48, "bilinear", extractor, "photos")
     first, _ = evaluate(small, small, photos[512], None, protocol, tmp_path)
-    (cache,) = tmp_path.glob("features-*.pt")
+    (cache,) = tmp_path.glob("*.safetensors")
     before = cache.stat().st_mtime_ns
     again, _ = evaluate(small, small, photos[512], None, protocol, tmp_path)
     assert again["fid"] == first["fid"]
     assert cache.stat().st_mtime_ns == before
     evaluate(small, small, photos[256], None, protocol, tmp_path)
-    assert len(list(tmp_path.glob("features-*.pt"))) == 2
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2

@@ -25,11 +25,12 @@ ALLOWED = {  # a file or folder → the modules of this project that it may impo
     "cyclediff/selection.py": set(),
     "cyclediff/models": MATHS - {"cyclediff.joint"} | {"cyclediff.models", "cyclediff.errors"},
     "cyclediff/pets": {"cyclediff.pets"},
+    "cyclediff/loggers": {"cyclediff.loggers", "cyclediff.errors", "cyclediff.images"},
     "baselines": MATHS,
     "eval": {"eval"},
 }
 HEAVY = {"torch", "diffusers", "torchmetrics", "torchvision", "scipy", "transformers", "cleanfid", "requests"}
-HEAVY |= {"open_clip", "pyarrow"}
+HEAVY |= {"open_clip", "pyarrow", "wandb", "tensorboard", "lpips", "jinja2"}
 
 
 def imports(path: Path, only_module_level: bool = False) -> set[str]:

@@ -9,7 +9,8 @@ from PIL import Image, ImageFont
 from rich.console import Console
 
 from eval.grid import GAP, LABEL, LINE, TILE, draw_grid, wrap
-from eval.report import read_sections, to_csv, to_markdown, to_rich, write_tables
+from eval.report import main, to_csv, to_markdown, to_rich, write_tables
+from eval.sections import read_sections
 
 
 def make_run(
@@ -361,3 +362,94 @@ def test_captions_are_wrapped_and_not_cut(tmp_path):
     assert not ink[:, left + TILE + 1 :].any()
     assert not ink[:-LINE, LABEL : left - GAP].any()  # a short caption stands right above its picture
     assert page.getpixel((LABEL + 9, page.height - GAP - 9)) == (255, 0, 0)
+
+
+def spread(folder, psnr):
+    """Give a run of two images the same PSNR on both, and say which direction is better."""
+    (folder / "per_image.csv").write_text(f"id,psnr\na,{psnr}\nb,{psnr}\n")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["metrics"]["psnr"] |= {"value": psnr, "higher_is_better": True}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_the_best_is_bold_and_equals_are_marked(task):
+    for method, psnr in (("m", 18.0), ("n", 18.0), ("o", 17.0)):
+        spread(make_run(task, method), psnr)
+    text = to_markdown(read_sections(task)[0])
+    assert "| m | 20.00 | 4.00 | **18.00 ±0.50** |" in text
+    assert "| n | 20.00 | 4.00 | ≈ 18.00 ±0.50 |" in text
+    assert "| o | 20.00 | 4.00 | 17.00 ±0.50 |" in text
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(to_rich(read_sections(task)[0], 200))
+    assert "≈ not distinguishable from the best" in console.export_text()
+
+
+def test_seeds_are_one_row_and_several_lines(task):
+    for seed, fid in ((1, 20.0), (2, 24.0), (3, 25.0)):
+        folder = make_run(task, "m", fid=fid)
+        run = json.loads((folder / "run.json").read_text())
+        run["identity"]["seed"] = seed
+        (folder / "run.json").write_text(json.dumps(run))
+    (section,) = read_sections(task)
+    assert [label for label, _ in section.rows] == ["m (3 seeds)"]
+    assert "| 23.00 ±2.65 |" in to_markdown(section)
+    assert "standard deviation over seeds" in to_markdown(section)
+    lines = list(csv.DictReader(io.StringIO(to_csv([section]))))
+    assert [(line["seed"], line["fid"]) for line in lines] == [("1", "20.0"), ("2", "24.0"), ("3", "25.0")]
+
+
+def test_claims_are_judged(task):
+    for method, psnr in (("m", 18.0), ("n", 17.0)):
+        spread(make_run(task, method), psnr)
+    claims = [{"text": f"{a} over {b}", "method": a, "than": b, "better": ["psnr"]} for a, b in ("mn", "nm", "mo")]
+    (task / "claims.json").write_text(json.dumps(claims))
+    text = to_markdown(read_sections(task)[0])
+    assert "holds: m over n (probability 1.000)" in text
+    assert "fails: n over m (probability 0.000)" in text
+    assert "undecided: m over o (no such runs or numbers)" in text
+
+
+def test_settings_are_sorted_as_numbers(task):
+    for t0 in (100, 20, 3):
+        make_run(task, "m", t0=t0)
+    assert [label for label, _ in read_sections(task)[0].rows] == ["m (t0=3)", "m (t0=20)", "m (t0=100)"]
+
+
+def test_equal_titles_are_told_apart_by_their_images(task):
+    make_run(task, "m")
+    make_run(task, "m", data="d2")
+    assert sorted(section.title.rpartition(" ")[2] for section in read_sections(task)) == ["d1)", "d2)"]
+
+
+def test_the_command_writes_a_task(task, capsys):
+    make_run(task, "m")
+    make_run(task, "slow", status="running", record={"start": "2026-01-01T00:00:00+00:00"})
+    main([str(task)])
+    told = capsys.readouterr().out
+    assert "20.00" in told
+    assert "running, 2 of 2 images, since 2026-01-01" in told
+    assert "slow" not in (task / "table.md").read_text()
+    for name in ("table.md", "table.csv", "table.tex", "report.html"):
+        assert (task / name).stat().st_size > 100
+
+
+def test_the_command_takes_some_runs(task, tmp_path, capsys):
+    one, two, other = make_run(task, "m"), make_run(task, "n"), make_run(task, "m", protocol="fid/y")
+    main([str(one), str(two), "--output", str(tmp_path / "out")])
+    assert [row["method"] for row in csv.DictReader((tmp_path / "out" / "table.csv").open())] == ["m", "n"]
+    stranger = make_run(tmp_path / "out", "m")
+    capsys.readouterr()
+    for arguments, told in {
+        (one, other): "do not fit into one table",
+        (one, stranger): "runs of different tasks (out, t)",
+        (one, task): "is no folder of a run",
+        (tmp_path / "nothing",): "is no folder of a run",
+        (one, two): "give --output DIR",
+    }.items():
+        more = [] if told.startswith("give") else ["--output", str(tmp_path / "more")]
+        with pytest.raises(SystemExit) as stopped:
+            main([*map(str, arguments), *more])
+        captured = capsys.readouterr()
+        assert stopped.value.code == 2
+        assert told in captured.err
+        assert captured.err.count("\n") == 1

@@ -14,7 +14,8 @@ from pyarrow import parquet
 
 from cyclediff.models.checkpoint import MARK
 from eval.clip import open_clip_scorer
-from eval.evaluate import Protocol, evaluate
+from eval.evaluate import evaluate as score
+from eval.protocols import Protocol
 
 from .test_run import ROOT, command, contents, run
 from .tiny_sd import stable_diffusion
@@ -22,6 +23,11 @@ from .tiny_sd import stable_diffusion
 METHODS = ["cyclediffusion", "cyclediffusion_cac", "ddib", "ddib_cac", "sdedit", "sdedit_cac"]
 EDIT = "experiment=pets_edit"
 CLIP = ROOT / "cyclediff/pets/weights/clip"
+
+
+def evaluate(*arguments):
+    scores = score(*arguments)
+    return scores.metrics, scores.rows
 
 
 def rows_of(path: Path) -> list[dict]:

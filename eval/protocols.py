@@ -1,0 +1,132 @@
+"""How numbers are made, under names: what conf/protocol says, for use without Hydra."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.clip import ClipScorer, open_clip_scorer
+from eval.features import Extractor
+from eval.inception import CLEAN_FID, PYTORCH_FID, clean_fid, pytorch_fid
+from eval.lpips import Lpips, lpips_network
+from eval.pets import pets_judge
+
+PETS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
+JUDGE = PETS / "judge.safetensors"
+SQUEEZENET = "squeezenet1_1-b8a52dc0.pth"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How numbers are made.
+
+    Args:
+        name: of the protocol, with its version: pets/1.
+        size: height and width at which images are compared; None takes them as they are.
+        resize: the filter that brings source images to that size, bilinear or bicubic.
+        features: of FID and KID; None leaves them out.
+        reference: what the reference images are, for protocol strings.
+        judge: weights of the embedded world's judge, for factor errors; None for photos.
+        clip: scores edits by their texts; None leaves that out.
+        reference_resize: whether reference images are brought to that size, too.
+        infinity: whether FID is extrapolated to infinitely many images, too.
+        lpips: a learned distance to the source; None leaves it out.
+    """
+
+    name: str
+    size: int | None
+    resize: str
+    features: Extractor | None
+    reference: str
+    judge: Path | None = None
+    clip: ClipScorer | None = None
+    reference_resize: bool = False
+    infinity: bool = False
+    lpips: Lpips | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A protocol whose networks are not loaded yet.
+
+    Args:
+        name: of the protocol, with its version.
+        size: as in `Protocol`.
+        resize: as in `Protocol`.
+        reference_resize: as in `Protocol`.
+        features: (path, device) → extractor.
+        weights: the features' file, by its published name or in the project.
+        judge: as in `Protocol`.
+        clip: where open_clip finds the network, and its name there.
+        infinity: as in `Protocol`.
+        lpips: file of LPIPS' network.
+    """
+
+    name: str
+    size: int | None
+    resize: str
+    reference_resize: bool = True
+    features: Callable[..., Extractor] | None = None
+    weights: str | Path = ""
+    judge: Path | None = None
+    clip: tuple[str, str] | None = None
+    infinity: bool = False
+    lpips: str | None = None
+
+
+RECIPES = {
+    "cyclediffusion": Recipe("cyclediffusion/1", 256, "bilinear", True, clean_fid, CLEAN_FID, infinity=True),
+    "egsde": Recipe("egsde/1", 256, "bicubic", False, pytorch_fid, PYTORCH_FID, infinity=True),
+    "pets": Recipe("pets/1", 64, "bilinear", True, pets_judge, JUDGE, JUDGE),
+    "pets_edit": Recipe("pets_edit/1", 64, "bilinear", judge=JUDGE, clip=(str(PETS / "clip"), "ViT-B-32-quickgelu")),
+    "zero_shot": Recipe("zero_shot/1", None, "bilinear", clip=("openai", "ViT-B-32-quickgelu")),
+    "pie_bench": Recipe(
+        "pie_bench/1", None, "bilinear", clip=("openai", "ViT-L-14-quickgelu"), lpips=SQUEEZENET
+    ),
+}  # fmt: skip
+
+
+def load_protocol(
+    name: str,
+    reference: str | None,
+    checkpoints: Path,
+    device: str = "cpu",
+    weights: Path | None = None,
+    clip: str | None = None,
+) -> Protocol:
+    """A named protocol with its networks.
+
+    Args:
+        name: one of `RECIPES`.
+        reference: what the reference images are, for protocol strings; None for no FID and KID.
+        checkpoints: folder of files under their published names.
+        device: where networks run.
+        weights: the features' file, if not there.
+        clip: file, folder or hub id of CLIP, if not the recipe's.
+
+    Raises:
+        ValueError: if there is no such protocol, or a file is missing or wrong.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"there is no protocol {name}; choose one of {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    features = None
+    if recipe.features is not None and reference is not None:
+        features = recipe.features(str(weights or checkpoints / recipe.weights), device=device)
+    scorer = recipe.clip and open_clip_scorer(clip or recipe.clip[0], recipe.clip[1], device)
+    return Protocol(
+        recipe.name, recipe.size, recipe.resize, features, reference or "", recipe.judge, scorer or None,
+        recipe.reference_resize, recipe.infinity, _lpips(recipe, checkpoints, device),
+    )  # fmt: skip
+
+
+def _lpips(recipe: Recipe, checkpoints: Path, device: str) -> Lpips | None:
+    """LPIPS where the protocol has it and its file is there; it is an extra."""
+    file = checkpoints / (recipe.lpips or "")
+    return lpips_network(str(file), "squeeze", device) if recipe.lpips and file.is_file() else None
+
+
+def describe(protocol: Protocol) -> dict[str, Any]:
+    """What the networks of a protocol are, by their protocol strings."""
+    networks = {"features": protocol.features, "clip": protocol.clip, "lpips": protocol.lpips}
+    return {key: network.protocol for key, network in networks.items() if network is not None}

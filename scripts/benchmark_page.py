@@ -1,0 +1,101 @@
+"""How long report.html takes to write and how large it is, for 6 runs of 500 photos: part of `make bench`."""
+
+import csv
+import io
+import json
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+from rich.table import Table
+
+from eval.page import write_page
+from eval.sections import read_sections
+
+METHODS = ("cyclediffusion", "sdedit", "ddib", "ilvr", "egsde", "egsde_dagger")
+COUNT, SIDE = 500, 256
+
+
+def rows_of_page(table: Table) -> None:
+    """Seconds and megabytes of one page."""
+    with TemporaryDirectory() as place:
+        task = Path(place) / "photos"
+        make_runs(task)
+        sections = read_sections(task)
+        began = time.perf_counter()
+        write_page(task, sections, [], task / "report.html")
+        seconds, size = time.perf_counter() - began, (task / "report.html").stat().st_size / 1e6
+    what = f"report.html, {len(METHODS)} runs × {COUNT} images of {SIDE}×{SIDE}"
+    table.add_row(what, f"{seconds:.1f} s", "≤ 20 s on 2 cores")
+    table.add_row("  its size", f"{size:.1f} MB", "≤ 15 MB")
+
+
+def make_runs(task: Path) -> None:
+    """Finished runs with images that compress about as well as photos do, numbers drawn at random."""
+    generator = np.random.default_rng(0)
+    scene = texture(generator, 2 * SIDE)
+    ids = [f"photo{k:04d}" for k in range(COUNT)]
+    pictures = {}
+    for image in ids:
+        left, top = generator.integers(0, SIDE, 2)
+        stream = io.BytesIO()
+        scene.crop((left, top, left + SIDE, top + SIDE)).save(stream, "PNG", compress_level=1)
+        pictures[image] = stream.getvalue()
+    save(pictures, task / "data" / "source")
+    for shift, method in enumerate(METHODS, 1):
+        folder = task / f"{method}-0"
+        save(
+            dict(zip(ids, [*pictures.values()][shift:] + [*pictures.values()][:shift], strict=True)), folder / "images"
+        )
+        values = {"psnr": generator.normal(20, 2, COUNT), "ssim": generator.uniform(0.3, 0.9, COUNT)}
+        values |= {"l2": generator.normal(50, 5, COUNT), "seconds": generator.normal(2, 0.1, COUNT)}
+        with (folder / "per_image.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", *values])
+            writer.writerows(zip(ids, *values.values(), strict=True))
+        entries = {key: entry(float(row.mean())) for key, row in values.items() if key != "seconds"}
+        entries |= {"fid": entry(60.0 - shift), "kid": entry(0.01 + 0.001 * shift)}
+        (folder / "metrics.json").write_text(json.dumps({"schema": 1, "metrics": entries}))
+        (folder / "run.json").write_text(json.dumps(record(method)))
+
+
+def texture(generator: np.random.Generator, side: int) -> Image.Image:
+    """Smooth noise of many scales, each weaker the finer it is, as the spectrum of photos falls off."""
+    total = np.zeros((side, side, 3))
+    for octave in range(2, 9):
+        coarse = generator.integers(0, 256, (2**octave, 2**octave, 3), dtype=np.uint8)
+        smooth = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+        total += (np.asarray(smooth, dtype=float) - 128) * 2 ** (-0.55 * (octave - 2))
+    return Image.fromarray(np.uint8(np.clip(128 + 0.5 * total, 0, 255)))
+
+
+def save(pictures: dict[str, bytes], folder: Path) -> None:
+    """Write PNGs by their ids."""
+    folder.mkdir(parents=True)
+    for image, content in pictures.items():
+        (folder / f"{image}.png").write_bytes(content)
+
+
+def entry(value: float) -> dict[str, object]:
+    """What metrics.json says of a number."""
+    return {"value": value, "ci95": [0.99 * value, 1.01 * value], "n": COUNT, "protocol": "benchmark"}
+
+
+def record(method: str) -> dict[str, object]:
+    """What run.json says of a run."""
+    identity = {"task": "photos", "protocol": "benchmark/1", "method": {"name": method}, "seed": 1}
+    data = {"name": "photos", "digest": "0", "n": COUNT, "source": "source", "counterpart": None, "dataset": None}
+    costs = {"network_evaluations_per_image": 100, "seconds_per_image": 2.0, "images_per_second": 0.5}
+    about = {"status": "finished", "embedded": False, "random_weights": [], "published_settings": True}
+    return {"identity": identity, "data": data, **about, **costs}
+
+
+if __name__ == "__main__":
+    shown = Table("measured", "here", "promised")
+    rows_of_page(shown)
+    from rich.console import Console
+
+    Console(file=sys.stdout).print(shown)
