@@ -26,9 +26,9 @@ bench: .venv/test
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'cyclediff needs Python 3.11 or newer: make PYTHON=python3.11 demo')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --python $(BIN)/python --editable .
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --editable .
 	@touch $@
 
 .venv/test: .venv/run
-	$(BIN)/uv pip install --python $(BIN)/python --editable '.[test]'
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --editable '.[test]'
 	@touch $@

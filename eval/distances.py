@@ -10,14 +10,15 @@ from torch import Tensor
 from eval import ranks
 from eval.features import Extractor
 from eval.frechet import Statistics, frechet_distance, frechet_infinity, frechet_replicates
-from eval.kid import kernel_distance, kernel_replicates
+from eval.kid import kernel_distance, kernel_distance_subsets, kernel_replicates
 from eval.pictures import at_size, list_images, read_picture
 from eval.protocols import Protocol
 from eval.references import cached, read_statistics
 from eval.statistics import interval, resamples
 
 RESAMPLES = 200
-LEAST = {"fid": 2, "kid": 2, "fid_infinity": 8}  # images
+SUBSETS = 100
+LEAST = {"fid": 2, "kid": 2, "kid_subsets": 2, "fid_infinity": 8}  # images
 
 
 def reference_features(
@@ -69,6 +70,10 @@ def distances(
         functions["fid_infinity"] = "fid-extrapolated", frechet_infinity, None
     if isinstance(target, Tensor):  # KID cannot be had from mean and covariance
         functions["kid"] = "kid-unbiased-poly3-all", kernel_distance, kernel_replicates
+    size = protocol.kid_subset
+    if isinstance(target, Tensor) and size is not None:
+        name = f"kid-unbiased-poly3-{SUBSETS}×{size}-seed0"
+        functions["kid_subsets"] = name, lambda a, b: kernel_distance_subsets(a, b, size, SUBSETS).mean().item(), None
     n_reference = len(target) if isinstance(target, Tensor) else target.n
     fewest = min(len(features), len(features) if n_reference is None else n_reference)
     counts = resamples(len(features), RESAMPLES)

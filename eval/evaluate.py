@@ -9,7 +9,7 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help="folder of Inception's file")
     parser.add_argument("--weights", type=Path, help="the features' file, if not there under its published name")
     parser.add_argument("--clip", help="file, folder or hub id of CLIP")
+    parser.add_argument("--kid-subset", type=int, help="images in each of 100 subsets, for KID by subsets, too")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/cyclediff"), help="of reference features")
     parser.add_argument("--output", type=Path, help="folder for metrics.json, per_image.csv and bootstrap.csv")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -155,14 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.protocol, options.reference and _name(options.reference), options.checkpoints, options.device,
             options.weights, options.clip,
         )  # fmt: skip
-        scores = evaluate(
-            options.generated,
-            options.source,
-            options.reference,
-            options.counterpart,
-            protocol,
-            options.cache.expanduser(),
-        )
+        protocol = replace(protocol, kid_subset=options.kid_subset)
+        folders = options.generated, options.source, options.reference, options.counterpart
+        scores = evaluate(*folders, protocol, options.cache.expanduser())
         if ranks.rank() == 0 and options.output:
             write_scores(scores, options.output)
     except (ValueError, OSError) as error:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from eval.clip import ClipScorer, open_clip_scorer
 from eval.features import Extractor
@@ -31,6 +30,7 @@ class Protocol:
         reference_resize: whether reference images are brought to that size, too.
         infinity: whether FID is extrapolated to infinitely many images, too.
         lpips: a learned distance to the source; None leaves it out.
+        kid_subset: images of a subset, for KID as the mean over 100 seeded subsets, too; None leaves that out.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Protocol:
     reference_resize: bool = False
     infinity: bool = False
     lpips: Lpips | None = None
+    kid_subset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,3 @@ def _lpips(recipe: Recipe, checkpoints: Path, device: str) -> Lpips | None:
     """LPIPS where the protocol has it and its file is there; it is an extra."""
     file = checkpoints / (recipe.lpips or "")
     return lpips_network(str(file), "squeeze", device) if recipe.lpips and file.is_file() else None
-
-
-def describe(protocol: Protocol) -> dict[str, Any]:
-    """What the networks of a protocol are, by their protocol strings."""
-    networks = {"features": protocol.features, "clip": protocol.clip, "lpips": protocol.lpips}
-    return {key: network.protocol for key, network in networks.items() if network is not None}

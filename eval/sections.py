@@ -31,6 +31,7 @@ METRICS = (
     Column("fid", "FID ↓", 2),
     Column("fid_infinity", "FID∞ ↓", 2),
     Column("kid", "KID×10³ ↓", 2, 1000),
+    Column("kid_subsets", "KID×10³ by subsets ↓", 2, 1000),
     Column("psnr", "PSNR dB ↑", 2),
     Column("ssim", "SSIM ↑", 3),
     Column("l2", "L2 ↓", 2),

@@ -150,12 +150,31 @@ def rows_of_networks(table: Table) -> None:
         rows(table)
 
 
+def rows_of_evaluation(table: Table) -> None:
+    """Distances and folders against other libraries, the page, and the trade-off."""
+    from benchmark_evaluation import row_of_replicates, row_of_ssim, rows_of_frechet
+    from benchmark_one_pass import rows_of_one_pass
+    from benchmark_page import rows_of_page
+
+    for rows in (rows_of_frechet, row_of_replicates, row_of_ssim, rows_of_page, rows_of_one_pass):
+        rows(table)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, memory, output = timed("experiment=pets_tradeoff", f"paths.outputs={folder}")
+        print(output)
+        table.add_row("experiment=pets_tradeoff", f"{seconds:.0f} s, {memory:.2f} GiB", "≤ 600 s on 2 cores")
+
+
 def main() -> None:
     """Measure and print."""
     import torch
 
     parts = {"runs": rows_of_runs, "memory": rows_of_memory, "invariance": rows_of_invariance}
-    parts |= {"networks": rows_of_networks, "editing": rows_of_editing, "sd": rows_of_sd}
+    parts |= {
+        "networks": rows_of_networks,
+        "editing": rows_of_editing,
+        "sd": rows_of_sd,
+        "evaluation": rows_of_evaluation,
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*parts, []], help="default: all")
     title = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"

@@ -145,6 +145,23 @@ def test_statistics_of_other_libraries_serve_as_reference(folders, tmp_path):
     assert "kid" not in metrics
 
 
+def test_kid_by_subsets_needs_enough_images(folders, tmp_path, capsys):
+    """A subset of all images is the closed form, whichever it draws; a larger one does not exist."""
+    main(command(folders, "--kid-subset", "12", "--output", str(tmp_path / "out")))
+    metrics = written(tmp_path / "out")
+    assert "100×12" in metrics["kid_subsets"]["protocol"]
+    assert metrics["kid_subsets"]["value"] != metrics["kid"]["value"]  # of 12 of the 15 references each
+    for path in sorted(folders["reference"].iterdir())[12:]:
+        path.unlink()
+    main(command(folders, "--kid-subset", "12", "--output", str(tmp_path / "out")))
+    metrics = written(tmp_path / "out")
+    assert metrics["kid_subsets"]["value"] == pytest.approx(metrics["kid"]["value"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(command(folders, "--kid-subset", "13"))
+    assert "13" in capsys.readouterr().err
+
+
 def test_constant_and_single_images_have_numbers(tmp_path):
     for name in ("generated", "source"):
         (tmp_path / name).mkdir()
