@@ -3,11 +3,14 @@
 `python run.py` runs the embedded experiment; `python run.py --help` lists what can be set.
 """
 
+import contextlib
 import os
 import re
 import resource
 import shlex
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -16,14 +19,16 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cyclediff import cli, results
+from cyclediff import cli, dist, results, stop, sweep
 from cyclediff.assets import catalogue, fingerprint, locate
 from cyclediff.cell import check, grid_of, identity, prepare, selection_record
 from cyclediff.data import Sources
 from cyclediff.edits import read_prompts
 from cyclediff.errors import UserError
+from cyclediff.lock import claimed
 from cyclediff.loggers import log as loggers
 from cyclediff.needs import editing_weights, unpaired_weights
 
@@ -41,14 +46,67 @@ def run_cell(cfg: DictConfig) -> None:
 
 
 def make_cell(cfg: DictConfig) -> None:
-    """Translate and score what is not yet done of one cell, and refresh its task's table."""
+    """Translate and score what is not yet done of one cell, and refresh its task's table.
+
+    Of several processes each has a part of the images; the first decides what is to do, and writes all else.
+    """
+    dist.start()
     check(cfg, CONFIG)
     logger: Any = OmegaConf.to_container(cfg.logger, resolve=True)
     loggers.check(logger["name"], logger)
     weights = editing_weights(cfg, ASSETS) if cfg.task.editing else unpaired_weights(cfg, ASSETS, CONFIG)
     task_folder = Path(cfg.paths.outputs) / cfg.task.name
-    sources = prepare(cfg, task_folder / "data")
-    run = results.Run(task_folder, identity(cfg, sources))
+    sources = dist.after_first(lambda: prepare(cfg, task_folder / "data"))
+    run = results.Run(task_folder, identity(cfg, sources), dist.rank())
+    record = dist.from_first(lambda: record_of(cfg, sources, weights))
+    if not dist.from_first(lambda: run.is_finished(record, cfg.allow_code_change)):
+        method = make_method(cfg, weights)
+        with contextlib.ExitStack() as held:
+            dist.from_first(lambda: held.enter_context(claimed(run.path, record["command"])))
+            fill(cfg, method, run, sources, weights, record)
+    if dist.is_first():
+        show(cfg, run, task_folder, sources)
+
+
+def fill(
+    cfg: DictConfig,
+    method: Any,
+    run: results.Run,
+    sources: Sources,
+    weights: dict[str, Path],
+    record: dict[str, Any],
+) -> None:
+    """Make the images and numbers of a run; a cell of a sweep that fails is noted, and the others go on."""
+    work, begun = edit if cfg.task.editing else translate, []
+
+    def start() -> None:
+        dist.from_first(lambda: run.start(OmegaConf.to_yaml(cfg, resolve=True), record))
+        begun.append(True)
+
+    try:
+        costs = work(cfg, method, run, sources, weights, start)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        scored = score(cfg, run, sources, weights)
+        costs |= {"world_size": dist.world(), "peak_memory_mib": round(max(dist.gather(peak)))}
+        if dist.is_first():
+            run.finish(scored, costs)
+            if dist.world() > 1:
+                print(told_shares(costs["ranks"]))
+    except (stop.Stopped, dist.Lost):
+        raise
+    except Exception as error:
+        if begun:
+            with contextlib.suppress(UserError):  # where no file can be written, there is the sentence alone
+                run.fail(error)
+                if dist.world() == 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+                    if not isinstance(error, UserError):
+                        traceback.print_exc()
+                    return
+        raise
+
+
+def record_of(cfg: DictConfig, sources: Sources, weights: dict[str, Path]) -> dict[str, Any]:
+    """Where the numbers of a cell come from, for run.json."""
     overrides = HydraConfig.get().overrides.task
     record = results.provenance() | {
         "embedded": cfg.task.embedded,
@@ -59,14 +117,12 @@ def make_cell(cfg: DictConfig) -> None:
     }
     if cfg.task.editing:
         record |= {"tier": cfg.tier, "selection": selection_record(cfg)}
-    if not run.is_finished(record, cfg.allow_code_change):
-        method = make_method(cfg, weights)
-        work = edit if cfg.task.editing else translate
-        start = partial(run.start, OmegaConf.to_yaml(cfg, resolve=True), record)
-        costs = work(cfg, method, run, sources, weights, start)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-        costs |= {"world_size": 1, "peak_memory_mib": round(peak)}
-        run.finish(score(cfg, run, sources, weights), costs)
+    return record
+
+
+def show(cfg: DictConfig, run: results.Run, task_folder: Path, sources: Sources) -> None:
+    """Refresh the task's table, and show the run to the chosen logger."""
+    logger: Any = OmegaConf.to_container(cfg.logger, resolve=True)
     results.write_json(OmegaConf.to_container(cfg.paper), task_folder / "paper.json")
     results.write_json(OmegaConf.to_container(cfg.claims), task_folder / "claims.json")
 
@@ -75,6 +131,14 @@ def make_cell(cfg: DictConfig) -> None:
     write_tables(task_folder)
     loggers.log(run.path, logger)
     SHOWN.setdefault(task_folder, []).append(sources.source.digest)
+
+
+def told_shares(ranks: list[dict[str, Any]]) -> str:
+    """How evenly several processes had the work, in a line."""
+    seconds = [rank["seconds"] for rank in ranks]
+    slowest, mean = max(seconds, default=0), sum(seconds) / max(len(seconds), 1)
+    uneven = f", slowest/mean {slowest / mean:.2f}" if mean else ""
+    return f"{len(ranks)} processes made {sum(rank['images'] for rank in ranks)} images in {slowest:.1f} s{uneven}"
 
 
 def make_method(cfg: DictConfig, weights: dict[str, Path]) -> Any:
@@ -142,21 +206,25 @@ def edit(
     with cli.values_are_mistakes():  # also for one candidate: CLIP's weights are missed before the slow part
         scorer = hydra.utils.instantiate(cfg.protocol.clip, path=clip_path(cfg, weights), device=str(device))
     selection = Selection(grid, cfg.selection.metric, candidate_scores(scorer, sources.source.path, device), shared)
-    missing = len(run.missing(sources.source.ids))
     rows = count_rows(method, grid, cfg.batch_size, shared)
-    hours = missing and missing * rows * seconds_per_row(model, min(rows, 3 * cfg.batch_size), device) / 3600
-    told = (
-        f"{cfg.method.name}: {len(grid.candidates())} candidates, {rows} network rows an image, {missing} images to do"
-    )
-    print(f"{told}: about {f'{hours:.1f} hours' if hours >= 1 else f'{60 * hours:.1f} minutes'} on this {device.type}")
-    if hours > cfg.confirm_above and not cfg.confirm:
-        raise UserError(
-            f"{cfg.method.name} would take about {hours:.1f} hours, more than confirm_above={cfg.confirm_above}; start "
-            "it with confirm=true, or choose a smaller tier (tier=quick, tier=single)"
-        )
+
+    def ask() -> None:
+        missing, per_row = len(run.missing(sources.source.ids)), partial(seconds_per_row, model, device=device)
+        hours = missing and missing * rows * per_row(min(rows, 3 * cfg.batch_size)) / dist.world() / 3600
+        time = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+        about = f"{len(grid.candidates())} candidates, {rows} network rows an image, {missing} images to do"
+        print(f"{cfg.method.name}: {about}: about {time} on this {device.type}")
+        if hours > cfg.confirm_above and not cfg.confirm:
+            raise UserError(
+                f"{cfg.method.name} would take about {hours:.1f} hours, more than confirm_above={cfg.confirm_above}; "
+                "start it with confirm=true, or choose a smaller tier (tier=quick, tier=single)"
+            )
+
+    dist.from_first(ask)
     start()
     edit_images(method, model, sources.source, texts, selection, run, cfg.seed, cfg.batch_size, device, noise_device)
-    run.write_candidates()
+    if dist.is_first():
+        run.write_candidates()
     random = ["model"] if carries_mark(weights["model"]) else []
     costs = summarise(run, len(sources.source.ids)) | {"network_rows_per_image": rows}
     return {"random_weights": random, "device": str(device), **costs}
@@ -214,15 +282,38 @@ def score(cfg: DictConfig, run: results.Run, sources: Sources, weights: dict[str
 
 
 def main() -> None:
-    """Do what the command line asks for, and print the tables that it changed."""
+    """Do what the command line asks for, and print the tables that it changed and the cells that failed."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors reach us instead of its printer
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    if not dist.is_first():
+        warnings.simplefilter("ignore")  # the first process has the same
+    began, since, lost = time.time(), results.now(), False
     with cli.telling_mistakes(CONFIG):
-        run_cell()
-        for task_folder, digests in SHOWN.items():
+        if sys.argv[1:2] == ["doctor"]:
+            from cyclediff.doctor import main as doctor
+
+            return doctor(CONFIG, sys.argv[2:])
+        stop.listen()
+        try:
+            run_cell()
+        except Exception as error:
+            if not type(error).__module__.startswith("submitit"):
+                raise
+            lost = True
+        shown: dict[Path, Any] = SHOWN or dict.fromkeys(
+            sweep.changed_tasks(began)
+        )  # jobs of a cluster have shown nothing
+        if dist.is_first():
             from eval.report import print_tables
 
-            print_tables(task_folder, digests)
+            for task_folder, digests in shown.items():
+                print_tables(task_folder, digests)
+        failed = sweep.failed_cells(shown, since)
+        if lost:
+            failed.append((f"a job ended without a result; its log is in {sweep.OUTPUTS[-1]}/.hydra/.submitit", False))
+        if failed:
+            lines = "\nerror: ".join(line for line, _ in failed)
+            cli.fail(lines, code=2 if all(mistake for _, mistake in failed) else 1)
 
 
 if __name__ == "__main__":

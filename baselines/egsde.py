@@ -53,6 +53,8 @@ class EGSDE:
     def __post_init__(self):
         if not 1 <= self.t0 <= self.T:
             raise ValueError(f"t0 must be between 1 and T = {self.T}; got {self.t0}")
+        if self.down_N < 1:
+            raise ValueError(f"down_N must be at least 1; got {self.down_N}")
         if self.repeats < 1:
             raise ValueError(f"repeats must be at least 1; got {self.repeats}")
         if self.variance not in ("small", "large"):

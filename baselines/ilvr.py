@@ -39,6 +39,8 @@ class ILVR:
     def __post_init__(self):
         if self.variance not in ("learned", "small", "large"):
             raise ValueError(f"variance must be learned, small or large; got {self.variance!r}")
+        if self.down_N < 1:
+            raise ValueError(f"down_N must be at least 1; got {self.down_N}")
         if self.range_t < 0:
             raise ValueError(f"range_t must be at least 0 (0 conditions all steps but the last); got {self.range_t}")
 

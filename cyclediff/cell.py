@@ -8,9 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 from cyclediff import cli
 from cyclediff.assets import locate
 from cyclediff.data import PETS, Expected, Sources, check_dataset, prepare_pets, prepare_photos, raw_folder
-from cyclediff.edits import prepare_edits, prepare_pet_edits, read_edit_list
+from cyclediff.edits import prepare_edits, read_edit_list
 from cyclediff.errors import UserError
 from cyclediff.needs import method_files
+from cyclediff.pet_edits import prepare_pet_edits
 from cyclediff.selection import Grid
 
 RANKING = ("dclip", "clip", "psnr", "ssim")  # scores by which a candidate can win

@@ -1,7 +1,9 @@
 """The command line's mistakes, each told in one sentence that says what exists."""
 
 import difflib
+import math
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +22,15 @@ from hydra.errors import (
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from cyclediff import dist, stop
 from cyclediff.errors import UserError
 
 
 @contextmanager
 def telling_mistakes(config_dir: str) -> Iterator[None]:
     """End the program with one sentence and exit code 2 where its user can mend what is wrong.
+
+    Of several processes one tells, and all end; that holds for errors with a traceback too.
 
     Args:
         config_dir: the folder of the configuration, to say what could have been written.
@@ -36,7 +41,7 @@ def telling_mistakes(config_dir: str) -> Iterator[None]:
         fail(str(error))
     except InstantiationException as error:
         if not isinstance(error.__cause__, UserError):
-            raise
+            dist.end_by_error(error)
         fail(str(error.__cause__))
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error, sys.argv[1:], config_dir))
@@ -44,7 +49,14 @@ def telling_mistakes(config_dir: str) -> Iterator[None]:
         place = error.filename or "writing"
         fail(f"{place}: {error.strerror}; finished images are kept, paths.outputs=DIR writes elsewhere")
     except KeyboardInterrupt:
-        fail("stopped; finished images are kept, and the same command goes on from there", code=130)
+        fail(stop.STOPPED, code=130)
+    except stop.Stopped as stopped:
+        dist.end(str(stopped), code=0)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, ValueError | AssertionError) and "/hydra/" in frames[-1].filename:
+            fail(f"the command line is not understood ({error}); write KEY=VALUE, for example method=sdedit")
+        dist.end_by_error(error)
 
 
 @contextmanager
@@ -62,8 +74,7 @@ def values_are_mistakes() -> Iterator[None]:
 
 def fail(sentence: str, code: int = 2) -> NoReturn:
     """Tell why there is no result, and end the program."""
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(code)
+    dist.end(f"error: {sentence}", code)
 
 
 def explain(error: Exception, overrides: list[str], config_dir: str) -> str:
@@ -139,6 +150,8 @@ def build(cls: type, settings: dict[str, Any]) -> Any:
             wrong = not isinstance(settings[key], allowed) or (isinstance(settings[key], bool) and kind is not bool)
             if wrong:
                 raise UserError(f"method.{key} must be of type {kind.__name__}; got {settings[key]!r}")
+            if kind is float and not math.isfinite(settings[key]):
+                raise UserError(f"method.{key} must be a finite number; got {settings[key]}")
     try:
         return cls(**settings)
     except ValueError as error:

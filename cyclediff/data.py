@@ -1,15 +1,30 @@
 """From a source (a folder of photos, or the embedded world) to prepared PNGs of one size with ids."""
 
+import csv
 import hashlib
+import io
 import json
-from collections.abc import Callable
+import os
+import re
+import tempfile
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import Image
+
+from cyclediff.assets import file_sha256
 from cyclediff.errors import UserError
 from cyclediff.images import image_size, read_rgb, square, to_pil, to_uint8, write_atomically, write_png
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # decoders that strangers may reach: some others run programs
+MOST_PIXELS = 89_478_485  # where Pillow starts to warn: 256 MiB of RGB
+UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # breaks tables, or is no text
+EDITS = "edits.csv"  # texts and masks in a prepared folder of edits
+EDIT_COLUMNS = ("id", "source", "target", "category", "mask")
 PETS = "pets"
 PETS_VERSION = 1  # of the renderer: a change of its pixels is another data set
 CAPTIONS_VERSION = 1  # of its captions and edits
@@ -94,41 +109,40 @@ def prepare_photos(folder: Path, limit: int | None, size: int, resize: str, cach
     """Cut the photos of a folder to squares of `size` pixels, once.
 
     Args:
-        folder: holds the images, not in subfolders; other files are passed over. The id of an image is its stem.
+        folder: holds the images; see `list_images`. The id of an image is its stem.
         limit: take the first `limit` images in the order of their names.
         size: height and width of the prepared images.
         resize: "bilinear" or "bicubic".
         cache: where prepared folders are kept.
 
     Raises:
-        UserError: if the folder is missing or empty, a file is no image, or two files have one stem.
+        UserError: if the folder is missing or empty, a file is no image, or two files have one stem; nothing is
+            prepared then.
     """
     paths = list_images(folder)[:limit]
     by_stem: dict[str, Path] = {}
-    for path in paths:
-        other = by_stem.setdefault(path.stem.casefold(), path)
+    for path in paths:  # some file systems do not tell a.png from A.png, or é from e and its accent
+        other = by_stem.setdefault(unicodedata.normalize("NFC", path.stem.casefold()), path)
         if other is not path:
             raise UserError(
                 f"{other.name} and {path.name} in {folder} would both become {path.stem}.png; rename one of them"
             )
-    hashes = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    hashes = {path.stem: sha256_of(path) for path in paths}
     digest = digest_of({"images": hashes, "size": size, "resize": resize})
 
     def draw(target: Path) -> None:
-        images = [square(read_rgb(path), size, resize) for path in paths]  # all are decoded before one is written
-        for path, image in zip(paths, images, strict=True):
-            write_png(image, target / f"{path.stem}.png")
+        for path in paths:
+            write_png(square(read_photo(path), size, resize), target / f"{path.stem}.png")
 
-    return cached_folder(
-        cache / f"{folder.resolve().name}-{digest}", tuple(hashes), folder.resolve().name, digest, draw
-    )
+    name = plain(folder.resolve().name)
+    return cached_folder(cache / f"{name}-{digest}", tuple(hashes), name, digest, draw)
 
 
 def raw_folder(folder: Path) -> Folder:
     """A folder of images that is used as it is."""
     paths = list_images(folder)
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-    return Folder(folder, tuple(path.stem for path in paths), folder.resolve().name, digest_of(hashes))
+    hashes = {path.name: sha256_of(path) for path in paths}
+    return Folder(folder, tuple(path.stem for path in paths), plain(folder.resolve().name), digest_of(hashes))
 
 
 def check_dataset(folder: Path, expected: Expected) -> None:
@@ -185,19 +199,63 @@ def prepare_pets(species: str, split: str, count: int, size: int, cache: Path) -
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files in a folder, sorted by name.
+    """The image files in a folder, sorted by name; hidden and other files and all subfolders are passed over.
 
     Raises:
-        UserError: if the folder is missing or holds no image.
+        UserError: if the folder is missing, not readable or holds no image, or what has an image's name is no file (a
+            link to nowhere or in a circle, a pipe, a device) or has control characters in it.
     """
     if not folder.is_dir():
         raise UserError(
             f"{folder} does not exist or is no folder; data.source and data.reference are folders of images"
         )
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    if not paths:
+    names = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or not entry.name.lower().endswith(SUFFIXES):
+                    continue
+                if UNFIT.search(entry.name):
+                    raise UserError(f"{entry.name!r} in {folder} has control characters or no text in it; rename it")
+                if not entry.is_file(follow_symlinks=False):  # no question to the disk for a plain file
+                    path = Path(entry.path)
+                    if path.is_dir():
+                        continue
+                    if not path.is_file():
+                        raise UserError(f"{path} is a link to nowhere or no plain file; mend or remove it")
+                names.append(entry.name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); make it readable") from error
+    if not names:
         raise UserError(f"there is no image in {folder}; expected files ending in {' '.join(SUFFIXES)}")
-    return paths
+    return [folder / name for name in sorted(names)]
+
+
+def read_photo(path: Path) -> Image.Image:
+    """An image file of anyone's as upright 8-bit RGB on white (`read_rgb`); of an animation, the first picture.
+
+    What a file holds counts, not its suffix.
+
+    Raises:
+        UserError: if it is no PNG, JPEG, WebP, BMP or TIFF, has more than `MOST_PIXELS` pixels (told before memory is
+            taken), or is damaged.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as file:
+            pixels, unscaled = file.width * file.height, file.mode == "F" or (file.mode, file.format) == ("I", "TIFF")
+        if pixels <= MOST_PIXELS and not unscaled:
+            return read_rgb(path)
+    except UserError:
+        raise
+    except Image.DecompressionBombError:
+        pixels, unscaled = MOST_PIXELS + 1, False
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(
+            f"{path} is not a readable image: it is damaged, or no PNG, JPEG, WebP, BMP or TIFF; replace or remove it"
+        ) from error
+    if unscaled:
+        raise UserError(f"{path} has pixels of 32 bits, whose range it does not tell; save it with 8 or 16 bits")
+    raise UserError(f"{path} has more than {MOST_PIXELS // 10**6} million pixels; make it smaller or remove it")
 
 
 def cached_folder(
@@ -210,6 +268,8 @@ def cached_folder(
 ) -> Folder:
     """Draw a prepared folder unless all of its files are there as its manifest, written last, lists them.
 
+    It is drawn beside its place and moved there when complete, so that an error leaves nothing. Processes may share it.
+
     Args:
         path: the folder, which is made if need be.
         ids: of its images.
@@ -220,16 +280,52 @@ def cached_folder(
     """
     manifest = path / "manifest.json"
     files = {image_id: f"{image_id}.png" for image_id in ids} | {file: file for file in extra}
-    if not manifest.exists() or json.loads(manifest.read_bytes()) != _hashes(path, files):
-        path.mkdir(parents=True, exist_ok=True)
-        draw(path)
-        write_atomically(json.dumps(_hashes(path, files), indent=1).encode(), manifest)
+    if _listed(manifest) != _hashes(path, files):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=path.parent) as staging:
+            draw(Path(staging))
+            hashes = _hashes(Path(staging), files)
+            for file in files.values():
+                (path / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(Path(staging, file), path / file)
+        write_atomically(json.dumps(hashes, indent=1).encode(), manifest)
     return Folder(path, ids, name, digest)
+
+
+def write_edits(rows: Iterable[Sequence[str]], path: Path) -> None:
+    """Write the edits.csv of a prepared folder, rows of `EDIT_COLUMNS`."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([EDIT_COLUMNS, *rows])
+    write_atomically(text.getvalue().encode(), path)
+
+
+def plain(name: str) -> str:
+    """A name that fits into tables and, with a digest, into a file's name: no control characters, 200 bytes at most."""
+    return UNFIT.sub("_", name).encode()[:200].decode(errors="ignore")
+
+
+def sha256_of(path: Path) -> str:
+    """Of an image's file.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); mend or remove it") from error
 
 
 def digest_of(content: object) -> str:
     """A short name for JSON-like content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _listed(manifest: Path) -> object:
+    try:
+        return json.loads(manifest.read_bytes())
+    except (OSError, ValueError):  # not there, or damaged: the folder is drawn again
+        return None
 
 
 def _hashes(path: Path, files: dict[str, str]) -> dict[str, str | None]:

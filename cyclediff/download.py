@@ -1,11 +1,18 @@
 """Files from mirrors that break, resumed and checked, named only when whole; archives that cannot escape."""
 
+import gzip
 import json
+import lzma
+import os
+import shutil
 import stat
 import tarfile
+import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import requests
@@ -123,30 +130,61 @@ def _continue(url: str, part: Path, stall: float) -> Iterator[int | None]:
 def unpack(archive: Path, folder: Path) -> int:
     """Extract a zip or tar into a folder; returns the number of files.
 
+    It is extracted beside the folder and moved there when complete, so that a damaged archive leaves nothing.
+
     Raises:
-        UserError: if it is no archive, is damaged, or a member would land outside of the folder or is a link.
+        UserError: if it is no archive, is damaged or encrypted, is larger than the disk has room for, or a member would
+            land outside of the folder or is neither a file nor a folder.
     """
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
-                for info in file.infolist():
-                    _insist_inside(archive, info.filename, stat.S_ISLNK(info.external_attr >> 16))
-                file.extractall(folder)
-                return sum(not info.is_dir() for info in file.infolist())
+                infos = file.infolist()
+                for info in infos:
+                    kind = stat.S_IFMT(info.external_attr >> 16)
+                    _insist_inside(archive, info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+                return _extract(archive, sum(info.file_size for info in infos), folder, file.extractall)
         with tarfile.open(archive) as file:
             members = file.getmembers()
+            while file.fileobj and file.fileobj.read(CHUNK):  # to the checksum at the end, which tarfile leaves unread
+                pass
             for member in members:
-                _insist_inside(archive, member.name, not (member.isfile() or member.isdir()))
-            file.extractall(folder, members, filter="data")
-            return sum(member.isfile() for member in members)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise UserError(f"{archive} is damaged or neither zip nor tar ({error}); get it again") from error
+                _insist_inside(archive, member.name, member.isfile() or member.isdir())
+            extract = partial(file.extractall, members=members, filter="data")
+            return _extract(archive, sum(member.size for member in members), folder, extract)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{archive} is damaged or neither zip nor tar ({reason}); get it again") from error
+    except (RuntimeError, NotImplementedError, ValueError) as error:  # encrypted, or a compression without a decoder
+        raise UserError(f"{archive} cannot be extracted here ({error}); extract it by other means") from error
 
 
-def _insist_inside(archive: Path, name: str, link: bool) -> None:
+def _insist_inside(archive: Path, name: str, plain: bool) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
-    if link or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise UserError(f"{archive} holds {name!r}, which would leave the folder or is a link; nothing was extracted")
+    if not plain or path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
+        raise UserError(
+            f"{archive} holds {name!r}, which would leave the folder or is a link or a device; nothing was extracted"
+        )
+
+
+def _extract(archive: Path, size: int, folder: Path, extract: Callable[[Path], object]) -> int:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if size > free:
+        raise UserError(f"{archive} holds {size / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB left; make room")
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder.parent) as staging:
+        extract(Path(staging))
+        files = [path for path in Path(staging).rglob("*") if path.is_file()]
+        targets = [folder / path.relative_to(staging) for path in files]
+        for target in targets:
+            if not target.parent.resolve().is_relative_to(folder.resolve()):  # through a link that was there before
+                raise UserError(
+                    f"{archive} would write to {target.parent.resolve()}, through a link in {folder}; remove the link"
+                )
+        for path, target in zip(files, targets, strict=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    return len(files)
 
 
 def _note(part: Path) -> Path:

@@ -15,9 +15,9 @@ from cyclediff.images import from_uint8, read_batch, to_pil, to_uint8, write_png
 from cyclediff.meter import Meter
 from cyclediff.models.text_to_image import TextModel
 from cyclediff.noise import Noise
-from cyclediff.progress import ImageProgress
 from cyclediff.results import Run
 from cyclediff.selection import Grid, rank
+from cyclediff.translate import each_batch
 
 POSTERIOR = -1  # the trial that keys the codec's noise, drawn once an image for all its candidates
 Scores = Callable[[Sequence[str], Tensor], Mapping[str, Tensor]]
@@ -54,7 +54,7 @@ def edit_images(
     device: torch.device,
     noise_device: torch.device,
 ) -> None:
-    """Edit every source image whose batch is not complete on disk, and log candidates and costs.
+    """Edit every source image whose batch is not complete on disk, and log candidates.
 
     Args:
         method: the method.
@@ -70,31 +70,21 @@ def edit_images(
 
     Raises:
         UserError: if the method cannot work with this model, or its output is not finite.
+        Stopped: see `translate.each_batch`.
     """
-    count = len(selection.grid.candidates())
-    images = max(1, batch_size // count)
-    with ImageProgress(method.name, len(source.ids)) as progress:
-        for first in range(0, len(source.ids), images):
-            ids = source.ids[first : first + images]
-            if not run.missing(ids):
-                progress.skip(len(ids))
-                continue
-            began, meter = time.perf_counter(), Meter(ids, progress.step)
-            watched = meter.watch(model, "text-to-image")
-            pictures = from_uint8(read_batch([source.path / f"{i}.png" for i in ids])).to(device)
-            x0 = model.encode(pictures, Noise(seed, ids, POSTERIOR, noise_device))
-            edits = Edits(ids, [texts[i] for i in ids], x0, seed, noise_device)
-            best = _best(method, watched, edits, selection, batch_size)
-            for image_id, (picture, rows) in zip(ids, best, strict=True):
-                run.log_candidates(image_id, rows)
-                write_png(to_pil(picture), run.image(image_id))
-            run.log_batch(
-                ids,
-                seconds=time.perf_counter() - began,
-                network_seconds=meter.seconds if device.type == "cpu" else None,
-                evaluations=meter.rows,
-            )
-            progress.finish_batch(len(ids))
+
+    def make(ids: Sequence[str], meter: Meter) -> None:
+        watched = meter.watch(model, "text-to-image")
+        pictures = from_uint8(read_batch([source.path / f"{i}.png" for i in ids])).to(device)
+        x0 = model.encode(pictures, Noise(seed, ids, POSTERIOR, noise_device))
+        edits = Edits(ids, [texts[i] for i in ids], x0, seed, noise_device)
+        best = _best(method, watched, edits, selection, batch_size)
+        for image_id, (picture, rows) in zip(ids, best, strict=True):
+            run.log_candidates(image_id, rows)
+            write_png(to_pil(picture), run.image(image_id))
+
+    images = max(1, batch_size // len(selection.grid.candidates()))
+    each_batch(method.name, source.ids, images, run, device, make)
 
 
 def _best(

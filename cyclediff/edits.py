@@ -5,29 +5,24 @@ that may change, `masks/<id>.png`.
 """
 
 import csv
-import hashlib
 import io
 import json
 import os
 import re
+import shutil
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from cyclediff.data import CAPTIONS_VERSION, PETS_SEEDS, PETS_VERSION, Folder, cached_folder, digest_of
+from cyclediff.data import EDITS, Folder, cached_folder, digest_of, plain, read_photo, sha256_of, write_edits
 from cyclediff.errors import UserError
-from cyclediff.images import read_rgb, square, to_pil, to_uint8, write_atomically, write_png
+from cyclediff.images import square, write_png
 
-if TYPE_CHECKING:
-    from cyclediff.pets.captions import Description, Edit
-
-EDITS = "edits.csv"
-COLUMNS = ("id", "source", "target", "category", "mask")
 FORMATS = (
     "CycleDiffusion's translate-text.json, PIE-Bench's mapping_file.json or a CSV in UTF-8 with the columns image, "
     "source and target"
@@ -126,12 +121,14 @@ def read_edit_list(path: Path) -> EditList:
         if image
     )
     if not found:
-        looked = " and ".join(str(place / rows[0].image) for place in places)
+        looked = " and ".join(" ".join(str(place / rows[0].image).split()) for place in places)
         raise UserError(
             f"none of the images of the {len(rows)} edits in {path} is there; the first was looked for at {looked}; "
             "put the images there"
         )
-    return EditList(path.stem, found, tuple(row.image for row, image in zip(rows, images, strict=True) if not image))
+    return EditList(
+        plain(path.stem), found, tuple(row.image for row, image in zip(rows, images, strict=True) if not image)
+    )
 
 
 def decode_mask(runs: Sequence[int], size: int = PIE_SIZE) -> np.ndarray:
@@ -171,20 +168,25 @@ def prepare_edits(edits: EditList, limit: int | None, size: int, resize: str, ca
     """
     chosen = sorted(edits.found[:limit], key=lambda edit: edit.id)
     paths = sorted({edit.image for edit in chosen})
-    hashes = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    hashes = {path: sha256_of(path) for path in paths}
     content = [(edit.id, hashes[edit.image], edit.source, edit.target, edit.category, edit.mask) for edit in chosen]
     digest = digest_of({"edits": content, "size": size, "resize": resize})
     masks = {edit.id: f"masks/{edit.id}.png" for edit in chosen if edit.mask is not None}
 
     def draw(target: Path) -> None:
-        images = {path: square(read_rgb(path), size, resize) for path in paths}  # all are decoded before one is written
+        drawn: dict[Path, Path] = {}
         for edit in chosen:
-            write_png(images[edit.image], target / f"{edit.id}.png")
+            place = target / f"{edit.id}.png"
+            if edit.image in drawn:
+                shutil.copyfile(drawn[edit.image], place)
+            else:
+                write_png(square(read_photo(edit.image), size, resize), place)
+                drawn[edit.image] = place
             if edit.mask is not None:
                 (target / "masks").mkdir(exist_ok=True)
                 write_png(_mask_image(edit.mask, size), target / masks[edit.id])
         rows = [(edit.id, edit.source, edit.target, edit.category, masks.get(edit.id, "")) for edit in chosen]
-        _write_table(rows, target / EDITS)
+        write_edits(rows, target / EDITS)
 
     ids, extra = tuple(edit.id for edit in chosen), (EDITS, *masks.values())
     return cached_folder(cache / f"{edits.name}-{digest}", ids, edits.name, digest, draw, extra)
@@ -195,36 +197,6 @@ def read_prompts(folder: Folder) -> dict[str, tuple[str, str]]:
     with (folder.path / EDITS).open(encoding="utf-8", newline="") as file:
         rows = {row["id"]: (row["source"], row["target"]) for row in csv.DictReader(file)}
     return {image_id: rows[image_id] for image_id in folder.ids}
-
-
-def prepare_pet_edits(count: int, size: int, cache: Path) -> tuple[Folder, Folder]:
-    """Render edits of the embedded world, once.
-
-    Args:
-        count: number of edits.
-        size: height and width in pixels.
-        cache: where prepared folders are kept.
-
-    Returns:
-        The pictures to be edited, with their texts, and the true edited pictures under the same ids.
-    """
-    ids = tuple(f"edit{i:04d}" for i in range(count))
-    versions = {"version": PETS_VERSION, "captions": CAPTIONS_VERSION, "count": count, "size": size}
-
-    def draw_source(target: Path) -> None:
-        edits = _sample_pet_edits(count)
-        _write_pets([edit.source for edit in edits], ids, size, target)
-        rows = [(i, e.source_text, e.target_text, e.trait, "") for i, e in zip(ids, edits, strict=True)]
-        _write_table(rows, target / EDITS)
-
-    def draw_target(target: Path) -> None:
-        _write_pets([edit.target for edit in _sample_pet_edits(count)], ids, size, target)
-
-    source, target = (digest_of({"name": f"pets-edits-{part}", **versions}) for part in ("source", "target"))
-    return (
-        cached_folder(cache / f"pets-edits-source-{source}", ids, "pets-edits-source", source, draw_source, (EDITS,)),
-        cached_folder(cache / f"pets-edits-target-{target}", ids, "pets-edits-target", target, draw_target),
-    )
 
 
 def _read_text(path: Path) -> str:
@@ -316,6 +288,8 @@ def _fields(entry: object, keys: Sequence[str], where: str) -> list[str]:
         # PIE-Bench puts [ ] around words that change; between brackets alone there is no text
         if not isinstance(value := entry.get(key), str) or not value.strip("[] \t\r\n"):
             raise UserError(f"{where}: no {what}; write it as text under {key!r}, or remove the entry")
+        if re.search("[\x00\ud800-\udfff]", value):
+            raise UserError(f"{where}: the {what} has a null character or half a character in it; write it anew")
     return [entry[key].strip() for key in keys]
 
 
@@ -371,33 +345,3 @@ def _check_runs(runs: Any, what: str) -> None:
 def _mask_image(runs: Sequence[int], size: int) -> Image.Image:
     image = Image.fromarray(decode_mask(runs).astype(np.uint8) * 255)
     return image.resize((size, size), Image.Resampling.NEAREST)
-
-
-def _write_table(rows: Iterable[Sequence[str]], path: Path) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([COLUMNS, *rows])
-    write_atomically(text.getvalue().encode(), path)
-
-
-def _sample_pet_edits(count: int) -> "list[Edit]":
-    import torch
-
-    from cyclediff.pets.captions import sample_edits
-    from cyclediff.pets.render import sample_factors
-
-    seed = PETS_SEEDS["edits"]
-    factors = sample_factors(count, torch.Generator().manual_seed(seed))
-    return sample_edits(factors, torch.Generator().manual_seed(seed + 1))
-
-
-def _write_pets(animals: "Sequence[Description]", ids: Sequence[str], size: int, target: Path) -> None:
-    import torch
-
-    from cyclediff.pets.render import SPECIES, render
-
-    factors = torch.stack([animal.factors for animal in animals])
-    for species in SPECIES:
-        places = torch.tensor([i for i, animal in enumerate(animals) if animal.species == species], dtype=torch.long)
-        for chunk in places.split(64):
-            for i, image in zip(chunk.tolist(), to_uint8(render(factors[chunk], species, size)), strict=True):
-                write_png(to_pil(image), target / f"{ids[i]}.png")

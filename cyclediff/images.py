@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from cyclediff.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_END = bytes.fromhex("00000000 49454e44 ae426082")  # the IEND chunk: length, name, CRC
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -62,25 +65,53 @@ def write_png(image: Image.Image, path: Path) -> None:
     """Write a PNG under its name only when it is complete."""
     buffer = io.BytesIO()
     image.save(buffer, "png")
-    write_atomically(buffer.getvalue(), path)
+    write_atomically(buffer.getvalue(), path, sync=False)  # `is_whole_png` notices what a power cut leaves of it
 
 
-def write_atomically(content: bytes, path: Path) -> None:
+def is_whole_png(path: Path) -> bool:
+    """Whether a file begins and ends as a PNG does, at the cost of reading 20 bytes: false for cut and empty files.
+
+    Damage in the middle passes; decoding finds it by the checksums.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            start = file.read(len(PNG_START))
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return start == PNG_START and file.read() == PNG_END
+    except OSError:  # not there, or too short to go back in
+        return False
+
+
+def write_atomically(content: bytes, path: Path, sync: bool = True) -> None:
     """Write a file under its name only when it is complete.
+
+    Args:
+        content: of the file.
+        path: of the file.
+        sync: wait until it is on the disk (milliseconds), so that it is whole or absent also after a power cut.
 
     Raises:
         UserError: if it cannot be written; nothing is left of it then.
     """
-    temporary = path.with_name(f".{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")  # two machines can share a process id
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); what is finished is kept, make room or set paths.outputs=DIR"
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """The sentence for a file that the disk does not take."""
+    return UserError(
+        f"{path} cannot be written ({error.strerror}); what is finished is kept, make room or set paths.outputs=DIR"
+    )
 
 
 def read_batch(paths: list[Path]) -> "Tensor":

@@ -13,12 +13,13 @@ class ImageProgress:
     Args:
         name: what is running.
         total: number of images.
+        shown: false for a bar that nobody sees.
     """
 
-    def __init__(self, name: str, total: int):
+    def __init__(self, name: str, total: int, shown: bool = True):
         done = TextColumn("{task.fields[done]}/{task.total} images · step {task.fields[calls]}")
         columns = TextColumn("{task.description:>16}"), BarColumn(), done, TimeElapsedColumn()
-        self._progress = Progress(*columns, TextColumn("· left"), TimeRemainingColumn())
+        self._progress = Progress(*columns, TextColumn("· left"), TimeRemainingColumn(), disable=not shown)
         self._task = self._progress.add_task(name, total=total, done=0, calls=0)
         self._done = self._calls = self._calls_per_batch = self._images = 0
 
@@ -31,9 +32,9 @@ class ImageProgress:
     ) -> None:
         self._progress.stop()
 
-    def skip(self, images: int) -> None:
-        """Count images that were there already."""
-        self._done += images
+    def show_done(self, images: int) -> None:
+        """Say how many images there are by now, whoever made them."""
+        self._done = images
         self._show()
 
     def step(self) -> None:
@@ -42,9 +43,8 @@ class ImageProgress:
         self._show()
 
     def finish_batch(self, images: int) -> None:
-        """Count a finished batch."""
+        """Note how many evaluations a batch of so many images took."""
         self._calls_per_batch, self._images, self._calls = self._calls, images, 0
-        self.skip(images)
 
     def _show(self) -> None:
         within = min(self._calls / self._calls_per_batch, 1.0) * self._images if self._calls_per_batch else 0

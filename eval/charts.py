@@ -123,7 +123,8 @@ class _Span:
         low, high = min(values := list(values)), max(values)
         if low > 0 and high > 20 * low:
             return cls(low / 1.2, high * 1.2, True, start, end)
-        margin = 0.07 * (high - low) or 0.07 * abs(high) or 1.0
+        tiny = high - low < 1e-6 * abs(high)  # such as the interval of a single image, rounding alone
+        margin = (0.07 * abs(high) if tiny else 0.07 * (high - low)) or 1.0
         return cls(low - margin, high + margin, False, start, end)
 
     def at(self, value: float) -> float:

@@ -31,19 +31,33 @@ def read_edits(folder: Path) -> dict[str, Edit]:
     Masks are named relative to the folder and lie in a folder of their own: every PNG beside edits.csv is an image.
 
     Raises:
-        ValueError: if a column is missing.
+        ValueError: if it is no CSV in UTF-8, a column is missing, or a mask lies outside the folder.
     """
     path = folder / EDITS
     if not path.exists():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} has no column {', '.join(missing)}; its columns must be {', '.join(COLUMNS)}")
-        return {
-            row["id"]: Edit(
-                row["source"], row["target"], row["category"], folder / row["mask"] if row["mask"] else None
-            )
-            for row in ({name: row[name] or "" for name in COLUMNS} for row in reader)
-        }
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            names, rows = reader.fieldnames or (), [{name: row.get(name) or "" for name in COLUMNS} for row in reader]
+    except (csv.Error, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no readable CSV in UTF-8 ({error}); prepare the folder again") from error
+    missing = [name for name in COLUMNS if name not in names]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; its columns must be {', '.join(COLUMNS)}")
+    return {
+        row["id"]: Edit(
+            row["source"], row["target"], row["category"], _inside(folder, row["mask"]) if row["mask"] else None
+        )
+        for row in rows
+    }
+
+
+def _inside(folder: Path, mask: str) -> Path:
+    """A mask's place, links followed for the check; what leads out of the folder is refused, not read."""
+    try:
+        if (folder / mask).resolve().is_relative_to(folder.resolve()):
+            return folder / mask
+    except (OSError, RuntimeError, ValueError):  # too long, links in a circle, a null character
+        pass
+    raise ValueError(f"the mask {mask[:80]!r} in {folder / EDITS} is not a path inside the folder; mend the list")

@@ -130,7 +130,7 @@ def _load(file: Path, key: str) -> Tensor | None:
         with safe_open(file, "pt") as content:
             features, noted = content.get_tensor("features"), (content.metadata() or {}).get(CHECKSUM)
         if _checksum(features, key) == noted:
-            return features
+            return features.clone()  # aligned in memory as computed ones, so that sums round alike
     except (OSError, SafetensorError):
         pass  # as a file with other contents
     _warn(f"{file} cannot be read or is not what was written there; the features are computed again")

@@ -72,7 +72,8 @@ def to_rich(section: Section, width: int) -> Table:
             lines[-1].append(Text(text, style="bold" if mark == "best" else ""))
     if sum(max(cell.cell_len for cell in column) + 2 for column in zip(*lines, strict=True)) + 2 > width:
         lines = [list(column) for column in zip(*lines, strict=True)]
-    told = [*section.warnings, *map(told_verdict, section.claims)]
+    judged = [verdict for verdict in section.claims if verdict.probability is not None]
+    told = [*section.warnings, *map(told_verdict, judged)]
     if any("tied" in values.get("marks", {}).values() for _, values in section.rows):
         told.append(f"{TIED.strip()} not distinguishable from the best of the column (paired bootstrap, 95 %)")
     table = Table(title=section.title, caption="\n".join(told), box=box.SIMPLE_HEAD)
@@ -136,7 +137,8 @@ def write_report(task_folder: Path, sections: list[Section], running: list[Runni
         running: runs that are not finished.
         output: the folder to write to.
     """
-    (output / "table.md").write_text("\n".join(map(to_markdown, sections)))
+    unfinished = "\n".join(["", "## Not finished", "", *(f"- {run}" for run in running), ""]) if running else ""
+    (output / "table.md").write_text("\n".join(map(to_markdown, sections)) + unfinished)
     (output / "table.csv").write_text(to_csv(sections))
     (output / "table.tex").write_text("\n".join(map(to_latex, sections)))
     for section in sections:
@@ -151,10 +153,10 @@ def write_report(task_folder: Path, sections: list[Section], running: list[Runni
     write_page(task_folder, sections, running, output / "report.html")
 
 
-def print_tables(task_folder: Path, digests: Collection[str]) -> None:
-    """Print the tables of some data to the terminal."""
+def print_tables(task_folder: Path, digests: Collection[str] | None = None) -> None:
+    """Print the tables of some data, or of all, to the terminal."""
     for section in read_sections(task_folder):
-        if section.digest in digests:
+        if digests is None or section.digest in digests:
             _print(section, task_folder)
 
 
@@ -185,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for section in sections:
         _print(section, output)
     for run in running:
-        print(f"{run.folder}: running, {run.done} of {run.of} images, since {run.start}")
+        print(run)
 
 
 def _find(folders: Sequence[Path]) -> tuple[Path, list[Section], list[Running]]:

@@ -5,8 +5,9 @@ Runs share a section only where images, protocol, tier and selection are the sam
 
 import json
 import re
+import warnings
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -57,13 +58,20 @@ COSTS = (
 
 @dataclass(frozen=True)
 class Running:
-    """A run that is not finished: it is at work, or was cut off."""
+    """A run that is not finished: it is at work, was cut off, or has failed with an error."""
 
     folder: str
     method: str
     done: int
     of: int
     start: str
+    error: str | None = None
+
+    def __str__(self) -> str:
+        """What became of it, in a line."""
+        done = f"{self.done} of {self.of} images"
+        state = f"failed after {done}: {self.error}" if self.error else f"running, {done}, since {self.start}"
+        return f"{self.method} ({self.folder}): {state}"
 
 
 @dataclass(frozen=True)
@@ -93,16 +101,14 @@ def read_sections(task_folder: Path, only: Collection[str] | None = None) -> lis
         only: names of the runs' folders; None for all.
     """
     groups, paper, claims = defaultdict(list), read_paper(task_folder), _read_claims(task_folder)
-    for record in sorted(task_folder.glob("*/run.json")):
-        run = json.loads(record.read_bytes())
-        if run["status"] == "finished" and (only is None or record.parent.name in only):
-            metrics = json.loads((record.parent / "metrics.json").read_bytes())["metrics"]
+    for folder, run, metrics in _read_runs(task_folder):
+        if metrics is not None and (only is None or folder.name in only):
             protocols = tuple(sorted((key, entry["protocol"]) for key, entry in metrics.items()))
             marked = {_network(key) for key, text in protocols if "RANDOM-" in text}
             run["random_weights"] = [*run["random_weights"], *sorted(marked)]
             asked = json.dumps((run.get("selection") or {}).get("asked"), sort_keys=True)
             kind = run["identity"]["protocol"], run.get("tier"), asked, bool(run["random_weights"])
-            groups[run["data"]["digest"], protocols, kind].append(({**run, "folder": record.parent.name}, metrics))
+            groups[run["data"]["digest"], protocols, kind].append(({**run, "folder": folder.name}, metrics))
     sections, count = [], Counter()
     for (digest, protocols, _), runs in groups.items():
         count[digest] += 1
@@ -125,13 +131,30 @@ def _read_claims(task_folder: Path) -> list[dict[str, Any]]:
 def read_running(task_folder: Path) -> list[Running]:
     """The runs of a task that are not finished, with how many of their images are there."""
     found = []
-    for record in sorted(task_folder.glob("*/run.json")):
-        run = json.loads(record.read_bytes())
-        if run["status"] != "finished":
-            done = len(list((record.parent / "images").glob("*.png")))
+    for folder, run, metrics in _read_runs(task_folder):
+        if metrics is None:
+            done = len(list((folder / "images").glob("*.png")))
             method = run["identity"]["method"]["name"]
-            found.append(Running(record.parent.name, method, done, run["data"]["n"], run["start"]))
+            error = run.get("error") if run["status"] == "failed" else None
+            found.append(Running(folder.name, method, done, run["data"]["n"], run["start"], error))
     return found
+
+
+def _read_runs(task_folder: Path) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any] | None]]:
+    """Folder, record and, of finished runs, metrics; runs whose files are damaged are passed over with a warning."""
+    for path in sorted(task_folder.glob("*/run.json")):
+        try:
+            run = json.loads(path.read_bytes())
+            finished = run["status"] == "finished"
+            metrics = json.loads((path.parent / "metrics.json").read_bytes())["metrics"] if finished else None
+        except (OSError, ValueError, TypeError, KeyError):
+            warnings.warn(
+                f"{path.parent} is left out: its run.json or metrics.json is missing or damaged; start its command "
+                "again, which mends it or says what to do",
+                stacklevel=2,
+            )
+            continue
+        yield path.parent, run, metrics
 
 
 def cell_text(values: dict[str, Any], column: Column, interval: bool = False) -> str:

@@ -138,6 +138,8 @@ def main() -> None:
             {"status": status, "fetch": fetch, "verify": verify}[arguments.command](chosen(arguments.names), arguments)
     except UserError as error:
         fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename or 'writing'}: {error.strerror}; make room or make it writable")
     except KeyboardInterrupt:
         fail("stopped; what has arrived is kept, and the same command continues", code=130)
 

@@ -164,6 +164,13 @@ def rows_of_evaluation(table: Table) -> None:
         table.add_row("experiment=pets_tradeoff", f"{seconds:.0f} s, {memory:.2f} GiB", "≤ 600 s on 2 cores")
 
 
+def rows_of_scale(table: Table) -> None:
+    """Two processes against one."""
+    import benchmark_scale
+
+    benchmark_scale.rows_of_scale(table)
+
+
 def main() -> None:
     """Measure and print."""
     import torch

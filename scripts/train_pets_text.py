@@ -73,7 +73,7 @@ def dataset(seed: int) -> tuple[Tensor, list[Description]]:
         CHECKPOINTS.mkdir(parents=True, exist_ok=True)
         images = [render_all(part, kind) for part, kind in zip(factors.split(IMAGES), SPECIES, strict=True)]
         torch.save(torch.cat(images), cache)
-    return torch.load(cache), [Description(f, kind) for f, kind in zip(factors, kinds, strict=True)]
+    return torch.load(cache, weights_only=True), [Description(f, kind) for f, kind in zip(factors, kinds, strict=True)]
 
 
 def pairs(seed: int, count: int = 6000) -> tuple[Tensor, list[str]]:
@@ -89,7 +89,9 @@ def pairs(seed: int, count: int = 6000) -> tuple[Tensor, list[str]]:
             rows = [i for i, description in enumerate(shown) if description.species == kind]
             images[rows] = render_all(torch.stack([shown[i].factors for i in rows]), kind)
         torch.save(images, cache)
-    return torch.load(cache), [edit.source_text for edit in edits] + [edit.target_text for edit in edits]
+    return torch.load(cache, weights_only=True), [edit.source_text for edit in edits] + [
+        edit.target_text for edit in edits
+    ]
 
 
 def captions(some: list[Description], generator: torch.Generator) -> list[str]:

@@ -16,11 +16,11 @@ from cyclediff.edits import (
     EditTuple,
     decode_mask,
     prepare_edits,
-    prepare_pet_edits,
     read_edit_list,
     read_prompts,
 )
 from cyclediff.errors import UserError
+from cyclediff.pet_edits import prepare_pet_edits
 from cyclediff.pets.captions import sample_edits
 from cyclediff.pets.render import FACTORS, render, sample_factors
 
@@ -135,7 +135,8 @@ def test_none_of_the_images_is_there(tmp_path):
         ([tuple_of("../../secret.png")], "lies outside"),
         ([tuple_of("../secret.png")], "lies outside"),
         ([tuple_of("/etc/hostname")], "lies outside"),
-        ([tuple_of("a\0.png")], "no usable path"),
+        ([tuple_of("a\0.png")], "the image has a null character"),
+        ([tuple_of("a.png", target="a dog \ud83d")], "the target prompt has .* half a character"),
         ([tuple_of("a" * 5000)], "no usable path"),
     ],
 )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.charts import COLOURS, HEIGHT, SHAPES, WIDTH, Axis, draw_chart, ticks
+from eval.charts import COLOURS, HEIGHT, SHAPES, WIDTH, Axis, _Span, draw_chart, ticks
 from eval.comparison import Verdict
 from eval.page import write_page
 from eval.sections import read_running, read_sections
@@ -400,3 +400,10 @@ def test_each_choice_of_axes_has_a_drawing(task):
     assert [c["data-y"] for c in charts if "data-x" not in c] == ["fid", "kid", "psnr", "ssim"]
     assert ["hidden" in c for c in charts] == [False, True, True, True] * 2
     assert any(re.fullmatch(r"\d+ %", text) for tag, text in tree.texts if tag == "span")
+
+
+@pytest.mark.parametrize("value", [16.9, 0.0, -3e-7, 1e9])
+def test_an_axis_has_room_around_values_that_differ_by_rounding_alone(value):
+    """The interval of one image is such."""
+    span = _Span.around([value, value + abs(value) * 2e-16], 0, 100)
+    assert 0 < span.at(value) < 100

@@ -428,9 +428,22 @@ def test_the_command_writes_a_task(task, capsys):
     told = capsys.readouterr().out
     assert "20.00" in told
     assert "running, 2 of 2 images, since 2026-01-01" in told
-    assert "slow" not in (task / "table.md").read_text()
+    table, _, unfinished = (task / "table.md").read_text().partition("## Not finished")
+    assert "slow" not in table
+    assert "slow" in unfinished
     for name in ("table.md", "table.csv", "table.tex", "report.html"):
         assert (task / name).stat().st_size > 100
+
+
+def test_a_failed_run_is_a_hole_with_its_reason(task):
+    make_run(task, "m")
+    make_run(task, "n", status="failed", record={"start": "2026-01-01T00:00:00+00:00", "error": "no <memory>"})
+    write_tables(task)
+    assert "failed after 2 of 2 images: no <memory>" in (task / "table.md").read_text()
+    page = (task / "report.html").read_text()
+    assert "failed after 2 of 2 images: no &lt;memory&gt;" in page
+    assert "<memory>" not in page
+    assert len(list(csv.DictReader((task / "table.csv").open()))) == 1
 
 
 def test_the_command_takes_some_runs(task, tmp_path, capsys):
