@@ -131,7 +131,7 @@ def _judge(claim: Mapping[str, Any], rows: Sequence[Row], task_folder: Path) -> 
     if any(len(side) != 1 for side in sides):
         return Verdict(claim["text"], "undecided", None)
     one, other = sides[0][0], sides[1][0]
-    parts = []
+    parts: list[tuple[str, list[Any], list[dict[str, Any]]]] = []
     for key in claim["better"]:
         entries = [row["metrics"].get(key, {}) for row in (one, other)]
         if any(entry.get("value") is None for entry in entries):
@@ -144,7 +144,7 @@ def _judge(claim: Mapping[str, Any], rows: Sequence[Row], task_folder: Path) -> 
     holds = torch.ones(count, dtype=torch.bool)
     for key, pair, entries in parts:
         if len(pair[0]) != count:  # the same resamples for all parts
-            pair = [replicates(row, key, task_folder, count) for row in (one, other)]
+            pair[:] = [replicates(row, key, task_folder, count) for row in (one, other)]
         apart = pair[0] - pair[1]
         apart = apart - apart.nanmean() + entries[0]["value"] - entries[1]["value"]
         holds &= apart > 0 if entries[0]["higher_is_better"] else apart < 0

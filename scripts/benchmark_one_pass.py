@@ -62,19 +62,19 @@ def theirs(folder: Path) -> tuple[float, dict[str, float], float]:
 
     network = clean_fid(str(folder / "inception-2015-12-05.pt")).network
     settings: dict[str, Any] = {"num_workers": 0, "device": torch.device("cpu"), "verbose": False}
-    names = [str(folder / name) for name in ("generated", "reference")]
+    settings |= {f"fdir{k}": str(folder / name) for k, name in ((1, "generated"), (2, "reference"))}
     began = time.perf_counter()
     with (
         patch.object(fid, "build_feature_extractor", lambda *_, **__: network),
         warnings.catch_warnings(action="ignore"),
     ):
-        found = {"fid": fid.compute_fid(*names, **settings), "kid": fid.compute_kid(*names, **settings)}
+        found: dict[str, Any] = {"fid": fid.compute_fid(**settings), "kid": fid.compute_kid(**settings)}
     values = []
     for path in sorted((folder / "generated").iterdir()):
         pair = [torch.from_numpy(np.array(Image.open(folder / name / path.name))) for name in ("generated", "source")]
         a, b = (image.permute(2, 0, 1)[None].double() / 255 for image in pair)
-        similarity = structural_similarity_index_measure(a, b, data_range=1.0)
-        values.append((peak_signal_noise_ratio(a, b, data_range=1.0).item(), float(similarity)))
+        similarity: Any = structural_similarity_index_measure(a, b, data_range=1.0)
+        values.append((peak_signal_noise_ratio(a, b, data_range=1.0).item(), similarity.item()))
     psnr, ssim = np.mean(values, axis=0)
     return time.perf_counter() - began, found | {"psnr": float(psnr), "ssim": float(ssim)}, 0.0
 

@@ -127,6 +127,30 @@ def test_a_disk_that_is_full_among_the_images(part, tmp_path, cache, whole):
     assert record(tmp_path / "out") == record(whole)
 
 
+def test_a_failed_cell_is_a_hole_and_the_others_go_on(tmp_path, cache):
+    """A folder in the place of a picture lets the first of two cells fail; the same command mends it later."""
+    out = tmp_path / "out"
+    arguments = [*PETS, "method=sdedit,ilvr", f"paths.outputs={out}", cache]
+    first = [*PETS, f"paths.outputs={out}", cache]
+    assert finish(first, tmp_path / "log")[0] == 0
+    folder = run_folder(out)
+    obstacle = folder / "images" / "source0001.png"
+    obstacle.unlink()
+    obstacle.mkdir()
+    (folder / "metrics.json").unlink()
+    told = finish(arguments, tmp_path / "log")[1]
+    assert re.search(r"(?m)^error: sdedit \(sdedit-\w+\): failed: .*source0001\.png cannot be written", told)
+    records = {path.parent.name[:4]: json.loads(path.read_bytes()) for path in out.glob("*/*/run.json")}
+    assert {name: record["status"] for name, record in records.items()} == {"sded": "failed", "ilvr": "finished"}
+    assert "Traceback" in records["sded"]["traceback"]
+    table, _, unfinished = (out / "pets_cat2dog" / "table.md").read_text().partition("## Not finished")
+    assert ("| sdedit |" in table, "| ilvr |" in table, "sdedit" in unfinished) == (False, True, True)
+    obstacle.rmdir()
+    code, told = finish(arguments, tmp_path / "log")
+    assert code == 0, told
+    assert "error" not in json.loads((folder / "run.json").read_bytes())
+
+
 def test_a_read_only_disk(tmp_path, cache, whole):
     """Root may write where permissions forbid it, so the error of a read-only disk is put in."""
     new = finish([*PETS, f"paths.outputs={tmp_path / 'out'}", cache], tmp_path / "log", Refusing("/out", errno.EROFS))

@@ -75,6 +75,7 @@ def test_the_embedded_row(tmp_path):
     assert "network rows" not in again.stdout
 
 
+@pytest.mark.slow  # test_faults.py kills at ten other places
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
     arguments = [EDIT, "method=cyclediffusion", "data.limit=6", "batch_size=2", "selection.grid.guidance=[2]"]
     process = subprocess.Popen(command(*arguments, f"paths.outputs={tmp_path / 'killed'}"), stdout=subprocess.DEVNULL)

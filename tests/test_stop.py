@@ -104,8 +104,13 @@ def test_a_signal_to_one_of_two_processes_stops_both(who, tmp_path):
     assert [record["status"] for record in records(tmp_path)] == ["running"]
 
 
+def at_ctrl_c():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background, and their children, ignore it
+    At("images/source0002.png", 1, interrupted)()
+
+
 def test_ctrl_c_is_as_it_was(tmp_path):
-    code, told = one(CELL, tmp_path, At("images/source0002.png", 1, interrupted))
+    code, told = one(CELL, tmp_path, at_ctrl_c)
     assert code == 130
     assert f"error: {stop.STOPPED}" in told
     assert len(contents(tmp_path)) in (2, 3)
