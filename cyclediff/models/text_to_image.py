@@ -107,6 +107,8 @@ def caller(unet: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> 
         if not last or last[0][0] is not context:
             last[:] = [(context, context.to(dtype))]
         more = {"cross_attention_kwargs": {"edit": edit}} if edit is not None else {}
-        return unet(sample, t, last[0][1], **more).sample.float().contiguous()
+        with torch.inference_mode(not torch.is_grad_enabled()):
+            out = unet(sample, t, last[0][1], **more).sample.float()
+        return out.clone(memory_format=torch.contiguous_format)  # outside, so that it may meet autograd later
 
     return call
