@@ -44,7 +44,8 @@ def reference_features(
         parts = compute_part()
         features = parts[0].new_empty(len(paths), parts[0].shape[1])
         for first, found in enumerate(parts):
-            features[first :: ranks.world()] = found
+            if len(found):  # with more processes than images some have none
+                features[first :: ranks.world()] = found
         helped.append(True)
         return features
 

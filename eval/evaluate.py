@@ -80,12 +80,11 @@ def evaluate(
     without = [stem for stem in pairing.stems if stem not in edits]
     if edits and without:
         raise ValueError(f"{source / EDITS} has no line for {len(without)} images ({without[0]}, …); add them")
+    wanted = columns([edits[stem] for stem in pairing.stems if edits], counterpart is not None, protocol)
     target = None
-    if protocol.features is not None and reference is not None:
-        target = reference_features(
-            reference, protocol, protocol.features, cache
-        )  # before the slow part: it may be missed
-    part = measure(folders, pairing.stems[ranks.rank() :: ranks.world()], edits, protocol)
+    if protocol.features is not None and reference is not None:  # before the slow part: it may be missed
+        target = reference_features(reference, protocol, protocol.features, cache)
+    part = measure(folders, pairing.stems[ranks.rank() :: ranks.world()], edits, protocol, wanted)
     found = joined(ranks.gather(part))
     if not found.stems:
         raise ValueError(f"none of the {len(found.unreadable)} images of {generated} can be read; make them again")
@@ -94,7 +93,6 @@ def evaluate(
         of_sets = distances(found.features, target, protocol)
     metrics, replicates = ranks.from_first(of_sets)
     counts = resamples(len(found.stems), RESAMPLES)
-    wanted = columns([edits[stem] for stem in found.stems if edits], counterpart is not None, protocol)
     for key, (higher, text) in wanted.items():
         metrics[key] = {
             **_mean(found.values[key], counts), "n_reference": None, "higher_is_better": higher, "protocol": text,

@@ -36,12 +36,12 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, pictures: Iterable[Image.Image]) -> Tensor:
-        """Features of RGB pictures, float64 (n, d) on the CPU."""
+        """Features of RGB pictures, float64 (n, d) on the CPU; (0, 0) of none."""
         found, pictures = [], iter(pictures)
         with ThreadPoolExecutor(THREADS) as pool:
             while batch := list(pool.map(self.read, islice(pictures, BATCH))):
                 found.append(self.network(torch.stack(batch).to(self.device)).double().cpu())
-        return torch.cat(found)
+        return torch.cat(found) if found else torch.empty(0, 0, dtype=torch.float64)
 
 
 def carries_mark(tensors: Iterable[Tensor]) -> bool:

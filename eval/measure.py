@@ -1,6 +1,6 @@
 """One pass over the images of an evaluation: every file is decoded once, and all scores come from that."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,14 +58,22 @@ def columns(edits: Sequence[Edit], truth: bool, protocol: Protocol) -> dict[str,
     return found
 
 
-def measure(folders: Folders, stems: Sequence[str], edits: dict[str, Edit], protocol: Protocol) -> Measured:
+def measure(
+    folders: Folders, stems: Sequence[str], edits: dict[str, Edit], protocol: Protocol, keys: Collection[str]
+) -> Measured:
     """Score some results, in chunks.
+
+    Args:
+        folders: where images are.
+        stems: which of them to score.
+        edits: by stem, for editing.
+        protocol: how to score.
+        keys: of `columns` for all images, so that all processes have the same.
 
     Raises:
         ValueError: if sizes do not fit.
     """
     known, unreadable, features = [], [], []
-    keys = columns([edits[stem] for stem in stems if edits], folders.counterpart is not None, protocol)
     parts: dict[str, list[Tensor]] = {key: [] for key in keys}
     judge = load_pets_judge(protocol.judge) if protocol.judge else None
     for triples, broken in read_triples(folders, stems, protocol.size, protocol.resize):

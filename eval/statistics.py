@@ -102,8 +102,3 @@ def difference(value_a: float, value_b: float, replicates_a: Tensor, replicates_
     moved = apart - apart.mean() + value
     probability = ((moved < 0).double() + (moved == 0).double() / 2).mean().item()
     return Difference(value, *interval(value, apart), probability)
-
-
-def bootstrap_mean(values: Tensor, count: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean of `values` (n,)."""
-    return interval(values.double().mean().item(), mean_replicates(values, resamples(len(values), count, seed)))

@@ -261,6 +261,29 @@ def test_an_unknown_protocol_is_told(tmp_path):
         load_protocol("fid", None, tmp_path)
 
 
+def test_processes_with_other_kinds_of_images_join(folders):
+    """One process may have all the masks, and one no image at all."""
+    from eval.edits import Edit
+    from eval.measure import columns, joined, measure
+    from eval.pictures import pair
+
+    mask = folders["source"] / "masks" / "m.png"
+    mask.parent.mkdir()
+    Image.new("L", (64, 64), 0).save(mask)
+    paired, pairing = pair(folders["generated"], folders["source"], None)
+    edits = {stem: Edit("a", "b", "", mask if stem == "i00" else None) for stem in pairing.stems}
+    protocol = Protocol("x/1", 64, "bilinear", means(bands), "reference")
+    keys = columns(list(edits.values()), False, protocol)
+    shares = [pairing.stems[:1], [], pairing.stems[1:]]
+    found = joined([measure(paired, share, edits, protocol, keys) for share in shares])
+    whole = measure(paired, pairing.stems, edits, protocol, keys)
+    assert found.stems == whole.stems
+    for key, values in whole.values.items():
+        assert torch.allclose(found.values[key], values, equal_nan=True)
+    assert torch.allclose(found.features, whole.features)
+    assert (~whole.values["background_psnr"].isnan()).tolist() == [True] + [False] * 11
+
+
 def test_two_processes_give_the_numbers_of_one_without_hydra(folders, tmp_path):
     """Also: `eval` needs nothing of Hydra, cyclediff or baselines."""
     main(command(folders, "--output", str(tmp_path / "one")))
