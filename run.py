@@ -64,6 +64,8 @@ def make_cell(cfg: DictConfig) -> None:
         with contextlib.ExitStack() as held:
             dist.from_first(lambda: held.enter_context(claimed(run.path, record["command"])))
             fill(cfg, method, run, sources, weights, record)
+    elif cfg.profile:
+        warnings.warn(f"{run.path} is finished, so there is nothing to profile; take another seed", stacklevel=2)
     if dist.is_first():
         show(cfg, run, task_folder, sources)
 
@@ -79,8 +81,8 @@ def fill(
     """Make the images and numbers of a run; a cell of a sweep that fails is noted, and the others go on."""
     work, begun = edit if cfg.task.editing else translate, []
 
-    def start() -> None:
-        dist.from_first(lambda: run.start(OmegaConf.to_yaml(cfg, resolve=True), record))
+    def start(**more: Any) -> None:
+        dist.from_first(lambda: run.start(OmegaConf.to_yaml(cfg, resolve=True), record | more))
         begun.append(True)
 
     try:
@@ -143,7 +145,7 @@ def told_shares(ranks: list[dict[str, Any]]) -> str:
 
 def make_method(cfg: DictConfig, weights: dict[str, Path]) -> Any:
     """The method with its settings checked and its own network loaded."""
-    from cyclediff.translate import pick_device
+    from cyclediff.setup import pick_device
 
     settings: Any = OmegaConf.to_container(cfg.method, resolve=True)
     settings.pop("models")
@@ -165,23 +167,29 @@ def translate(
     run: results.Run,
     sources: Sources,
     weights: dict[str, Path],
-    start: Callable[[], None],
+    start: Callable[..., None],
 ) -> dict[str, Any]:
     """Translate the sources; returns what it cost, and where."""
     from cyclediff.models.checkpoint import carries_mark
-    from cyclediff.translate import pick_device, summarise, translate
+    from cyclediff.precision import insist_on_bound
+    from cyclediff.setup import forms, note_smaller, pick_device, setup_of
+    from cyclediff.translate import evaluate, sample, summarise, translate
 
-    device = pick_device(cfg.device)
+    device, images = pick_device(cfg.device), sources.source
+    nodes = {side: cfg.task[f"{side}_model"] for side in ("source", "target") if side in weights}
     models = {
-        side: hydra.utils.instantiate(cfg.task[f"{side}_model"], path=str(weights[side]), device=str(device))
-        for side in ("source", "target")
-        if side in weights
+        side: hydra.utils.instantiate(node, path=str(weights[side]), device=str(device)) for side, node in nodes.items()
     }
-    noise_device = pick_device(cfg.noise.device or str(device))
-    start()
-    translate(method, models, sources.source, run, cfg.seed, cfg.batch_size, device, noise_device)
+    once = partial(evaluate, models.values(), cfg.protocol.size, device)
+    setup, noted = setup_of(cfg, run, nodes, once, len(images.ids)), {}
+    form = forms(nodes.values())
+    if form and run.missing(images.ids):
+        both = partial(sample, method, models, images, setup)
+        noted["psnr_to_float32"] = dist.from_first(lambda: insist_on_bound(cfg.method.name, form, both))
+    start(batch_size=setup.batch_size, **noted)
+    note_smaller(cfg, setup, nodes, translate(method, models, images, run, setup))
     random = [part for part, path in weights.items() if part != "features" and carries_mark(path)]
-    return {"random_weights": random, "device": str(device), **summarise(run, len(sources.source.ids))}
+    return {"random_weights": random, "device": str(device), **summarise(run, len(images.ids))}
 
 
 def edit(
@@ -190,29 +198,34 @@ def edit(
     run: results.Run,
     sources: Sources,
     weights: dict[str, Path],
-    start: Callable[[], None],
+    start: Callable[..., None],
 ) -> dict[str, Any]:
     """Edit the sources as their texts say; returns what it cost, and where."""
     from cyclediff.candidates import count_rows
-    from cyclediff.editing import Selection, edit_images, seconds_per_row
+    from cyclediff.editing import Selection, edit_images, evaluate, sample, seconds_per_row
     from cyclediff.models.checkpoint import carries_mark
-    from cyclediff.translate import pick_device, summarise
+    from cyclediff.models.load_text import load_text_to_image
+    from cyclediff.precision import insist_on_bound
+    from cyclediff.setup import forms, note_smaller, pick_device, setup_of
+    from cyclediff.translate import summarise
     from eval.candidates import candidate_scores
 
-    device = pick_device(cfg.device)
-    noise_device = pick_device(cfg.noise.device or str(device))
+    device, images, nodes = pick_device(cfg.device), sources.source, {"model": cfg.task.model}
     model = hydra.utils.instantiate(cfg.task.model, path=str(weights["model"]), device=str(device))
-    grid, shared, texts = grid_of(cfg), bool(cfg.selection.shared_path), read_prompts(sources.source)
+    grid, shared, texts = grid_of(cfg), bool(cfg.selection.shared_path), read_prompts(images)
     with cli.values_are_mistakes():  # also for one candidate: CLIP's weights are missed before the slow part
         scorer = hydra.utils.instantiate(cfg.protocol.clip, path=clip_path(cfg, weights), device=str(device))
-    selection = Selection(grid, cfg.selection.metric, candidate_scores(scorer, sources.source.path, device), shared)
-    rows = count_rows(method, grid, cfg.batch_size, shared)
+    selection = Selection(grid, cfg.selection.metric, candidate_scores(scorer, images.path, device), shared)
+    count = len(grid.candidates())
+    once = partial(evaluate, model, device=device)  # three rows a candidate: source, target, empty prompt
+    setup = setup_of(cfg, run, nodes, lambda n: once(rows=3 * n), len(images.ids) * count)
+    rows = count_rows(method, grid, setup.batch_size, shared)
 
     def ask() -> None:
-        missing, per_row = len(run.missing(sources.source.ids)), partial(seconds_per_row, model, device=device)
-        hours = missing and missing * rows * per_row(min(rows, 3 * cfg.batch_size)) / dist.world() / 3600
+        missing, per_row = len(run.missing(images.ids)), partial(seconds_per_row, model, device=device)
+        hours = missing and missing * rows * per_row(min(rows, 3 * setup.batch_size)) / dist.world() / 3600
         time = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-        about = f"{len(grid.candidates())} candidates, {rows} network rows an image, {missing} images to do"
+        about = f"{count} candidate{'s' * (count > 1)}, {rows} network rows an image, {missing} images to do"
         print(f"{cfg.method.name}: {about}: about {time} on this {device.type}")
         if hours > cfg.confirm_above and not cfg.confirm:
             raise UserError(
@@ -221,12 +234,20 @@ def edit(
             )
 
     dist.from_first(ask)
-    start()
-    edit_images(method, model, sources.source, texts, selection, run, cfg.seed, cfg.batch_size, device, noise_device)
+    noted, form = {}, forms(nodes.values())
+    if form and run.missing(images.ids):
+
+        def both(exactly: bool) -> Any:
+            one = load_text_to_image.__wrapped__(str(weights["model"]), device=str(device)) if exactly else model
+            return sample(method, one, images, texts, selection, setup)
+
+        noted["psnr_to_float32"] = dist.from_first(lambda: insist_on_bound(cfg.method.name, form, both))
+    start(batch_size=setup.batch_size, **noted)
+    note_smaller(cfg, setup, nodes, edit_images(method, model, images, texts, selection, run, setup))
     if dist.is_first():
         run.write_candidates()
     random = ["model"] if carries_mark(weights["model"]) else []
-    costs = summarise(run, len(sources.source.ids)) | {"network_rows_per_image": rows}
+    costs = summarise(run, len(images.ids)) | {"network_rows_per_image": rows}
     return {"random_weights": random, "device": str(device), **costs}
 
 
@@ -237,7 +258,7 @@ def clip_path(cfg: DictConfig, weights: dict[str, Path]) -> str:
 
 def score(cfg: DictConfig, run: results.Run, sources: Sources, weights: dict[str, Path]) -> results.Scored:
     """Metrics, a row per image, and what intervals of differences need, of the saved PNGs."""
-    from cyclediff.translate import pick_device
+    from cyclediff.setup import pick_device
     from eval.evaluate import evaluate
     from eval.protocols import Protocol
 
@@ -284,6 +305,7 @@ def score(cfg: DictConfig, run: results.Run, sources: Sources, weights: dict[str
 def main() -> None:
     """Do what the command line asks for, and print the tables that it changed and the cells that failed."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors reach us instead of its printer
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # what torch's profiler has to say is no concern of a user
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     if not dist.is_first():
         warnings.simplefilter("ignore")  # the first process has the same

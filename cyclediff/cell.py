@@ -43,7 +43,10 @@ def check(cfg: DictConfig, config_dir: str) -> None:
         fitting = "protocol=pets" if cfg.task.embedded else "protocol=cyclediffusion or protocol=egsde"
         raise UserError(f"task {cfg.task.name} is not scored by protocol {cfg.protocol.name}; choose {fitting}")
     for key, least in {"batch_size": 1, "seed": 0}.items():
-        cli.check_number(cfg, key, least)
+        if cfg[key] != "auto" or key == "seed":
+            cli.check_number(cfg, key, least)
+    if cfg.task.editing and cfg.compile_mode:
+        raise UserError("compile_mode is for networks on pixels, and text-to-image models have none; leave it out")
     if cfg.task.embedded and not cfg.task.editing:
         cli.check_number(cfg, "task.reference_count", 2)
     if cfg.data.limit is not None or cfg.data.source == PETS:
@@ -95,6 +98,7 @@ def identity(cfg: DictConfig, sources: Sources) -> dict[str, Any]:
         nodes = {"model": cfg.task.model}
     else:
         nodes = {part: cfg.task[part if part == "extractor" else f"{part}_model"] for part in method["models"]}
+    dtypes = {part: node.dtype for part, node in nodes.items() if "dtype" in node}
     return {
         "task": cfg.task.name,
         "protocol": cfg.protocol.name,
@@ -106,11 +110,8 @@ def identity(cfg: DictConfig, sources: Sources) -> dict[str, Any]:
             "n": len(sources.source.ids),
             "reference": sources.reference and sources.reference.digest,
         },
-    } | (
-        {"tier": cfg.tier, "selection": selection_record(cfg), "dtype": cfg.task.model.dtype}
-        if cfg.task.editing
-        else {}
-    )
+        "dtype": dtypes,
+    } | ({"tier": cfg.tier, "selection": selection_record(cfg)} if cfg.task.editing else {})
 
 
 def grid_of(cfg: DictConfig) -> Grid:

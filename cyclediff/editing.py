@@ -11,12 +11,14 @@ from torch import Tensor
 from cyclediff.candidates import Edits, Unit, edit, split
 from cyclediff.data import Folder
 from cyclediff.errors import UserError
-from cyclediff.images import from_uint8, read_batch, to_pil, to_uint8, write_png
+from cyclediff.images import from_uint8, read_batch, to_uint8
 from cyclediff.meter import Meter
 from cyclediff.models.text_to_image import TextModel
 from cyclediff.noise import Noise
+from cyclediff.precision import IMAGES
 from cyclediff.results import Run
 from cyclediff.selection import Grid, rank
+from cyclediff.setup import Setup
 from cyclediff.translate import each_batch
 
 POSTERIOR = -1  # the trial that keys the codec's noise, drawn once an image for all its candidates
@@ -49,11 +51,8 @@ def edit_images(
     texts: Mapping[str, tuple[str, str]],
     selection: Selection,
     run: Run,
-    seed: int,
-    batch_size: int,
-    device: torch.device,
-    noise_device: torch.device,
-) -> None:
+    setup: Setup,
+) -> int:
     """Edit every source image whose batch is not complete on disk, and log candidates.
 
     Args:
@@ -63,32 +62,59 @@ def edit_images(
         texts: source and target text of each.
         selection: how candidates are made and ranked.
         run: where edited images, candidates and costs go.
-        seed: the run's seed.
-        batch_size: candidates in a batch; several images share one where an image has fewer.
-        device: where the model is.
-        noise_device: where noise is drawn.
+        setup: how; several images share a batch of candidates where an image has fewer.
+
+    Returns:
+        The batch size that memory held.
 
     Raises:
         UserError: if the method cannot work with this model, or its output is not finite.
         Stopped: see `translate.each_batch`.
     """
 
-    def make(ids: Sequence[str], meter: Meter) -> None:
-        watched = meter.watch(model, "text-to-image")
-        pictures = from_uint8(read_batch([source.path / f"{i}.png" for i in ids])).to(device)
-        x0 = model.encode(pictures, Noise(seed, ids, POSTERIOR, noise_device))
-        edits = Edits(ids, [texts[i] for i in ids], x0, seed, noise_device)
-        best = _best(method, watched, edits, selection, batch_size)
-        for image_id, (picture, rows) in zip(ids, best, strict=True):
+    def make(ids: Sequence[str], images: Tensor, size: int, meter: Meter) -> list[Tensor]:
+        edits = _edits(model, ids, texts, images, setup, meter)
+        best = _best(method, meter.watch(model, "text-to-image"), edits, selection, size, meter)
+        for image_id, (_, rows) in zip(ids, best, strict=True):
             run.log_candidates(image_id, rows)
-            write_png(to_pil(picture), run.image(image_id))
+        return [picture for picture, _ in best]
 
-    images = max(1, batch_size // len(selection.grid.candidates()))
-    each_batch(method.name, source.ids, images, run, device, make)
+    return each_batch(method.name, source, len(selection.grid.candidates()), run, setup, make)
+
+
+@torch.no_grad()
+def sample(
+    method: Any,
+    model: TextModel,
+    source: Folder,
+    texts: Mapping[str, tuple[str, str]],
+    selection: Selection,
+    setup: Setup,
+) -> Tensor:
+    """The first images of a run, each edited as its first candidate, (n, 3, h, w) in [-1, 1]; see `edit_images`."""
+    ids, grid = source.ids[:IMAGES], selection.grid
+    images = read_batch([source.path / f"{i}.png" for i in ids])
+    edits = _edits(model, ids, texts, images, setup, Meter(ids, lambda: None))
+    units = [(image, grid.candidates()[0]) for image in range(len(ids))]
+    return model.decode(edit(method, model, edits, grid, units, selection.shared_path))
+
+
+def _edits(
+    model: TextModel,
+    ids: Sequence[str],
+    texts: Mapping[str, tuple[str, str]],
+    images: Tensor,
+    setup: Setup,
+    meter: Meter,
+) -> Edits:
+    with meter.stage("encoder"):
+        pictures = from_uint8(images.to(setup.device, non_blocking=True))
+        x0 = model.encode(pictures, Noise(setup.seed, ids, POSTERIOR, setup.noise_device))
+    return Edits(ids, [texts[i] for i in ids], x0, setup.seed, setup.noise_device)
 
 
 def _best(
-    method: Any, model: TextModel, edits: Edits, selection: Selection, batch_size: int
+    method: Any, model: TextModel, edits: Edits, selection: Selection, batch_size: int, meter: Meter
 ) -> list[tuple[Tensor, list[dict[str, Any]]]]:
     """For each image its best edit, uint8, and a row per candidate; no other edit is kept."""
     best: dict[int, tuple[Any, Tensor]] = {}
@@ -100,9 +126,11 @@ def _best(
         except ValueError as error:
             raise UserError(str(error)) from error
         _insist_on_finite(latents, edits, units, method.name)
-        made = torch.cat([to_uint8(model.decode(part)) for part in latents.split(max(1, batch_size // 4))])
+        with meter.stage("decoder"):
+            made = torch.cat([to_uint8(model.decode(part)) for part in latents.split(max(1, batch_size // 4))])
         ids = [edits.ids[image] for image, _ in units]
-        columns = selection.scores(ids, made) if len(grid.candidates()) > 1 else {}
+        with meter.stage("scores of candidates"):
+            columns = selection.scores(ids, made) if len(grid.candidates()) > 1 else {}
         for k, (image, candidate) in enumerate(units):
             row = {key: value for key, value in vars(candidate).items() if key != "chain"}
             row |= {key: value[k].item() for key, value in columns.items()}
@@ -127,16 +155,20 @@ def _insist_on_finite(latents: Tensor, edits: Edits, units: Sequence[Unit], name
 
 
 @torch.no_grad()
-def seconds_per_row(model: TextModel, rows: int, device: torch.device) -> float:
-    """Time of one evaluation of the network, measured on batches of `rows`, as the run will have them."""
+def evaluate(model: TextModel, rows: int, device: torch.device) -> None:
+    """Evaluate the network once on so many rows, to measure what that takes."""
     side = model.size // 2 ** (len(model.vae.config.block_out_channels) - 1)
     denoiser = model.condition(["a measurement"] * rows)
     xt = torch.zeros(rows, model.vae.config.latent_channels, side, side, device=device)
-    t = torch.full((rows,), 500, device=device)
+    denoiser(xt, torch.full((rows,), 500, device=device)).sum().item()  # .item() waits for a GPU
+
+
+def seconds_per_row(model: TextModel, rows: int, device: torch.device) -> float:
+    """Time of one evaluation of the network, measured on batches of `rows`, as the run will have them."""
 
     def once() -> float:
         began = time.perf_counter()
-        denoiser(xt, t).sum().item()  # .item() waits for a GPU
+        evaluate(model, rows, device)
         return time.perf_counter() - began
 
     return min(once(), once()) / rows

@@ -111,6 +111,10 @@ class Run:
         files = {"config.yaml": self._digests()["config.yaml"]}
         self.write_json("run.json", {**earlier, "status": "running", "files": files})
 
+    def noted(self, key: str) -> Any:
+        """What an earlier start of this run noted; None where there was none."""
+        return (self._record() or {}).get(key)
+
     def fail(self, error: Exception) -> None:
         """Note why the run has no result; the same command tries again."""
         record = json.loads((self.path / "run.json").read_bytes())

@@ -2,34 +2,35 @@
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cyclediff import dist, stop
+from cyclediff.batching import is_out_of_memory, no_room, release_memory
 from cyclediff.data import Folder
 from cyclediff.errors import UserError
-from cyclediff.images import from_uint8, read_batch, to_pil, to_uint8, write_png
+from cyclediff.images import from_uint8, read_batch, to_uint8
 from cyclediff.meter import Meter
 from cyclediff.method import Method
 from cyclediff.models.pixel import PixelModel
 from cyclediff.noise import Noise
+from cyclediff.precision import IMAGES, exact
+from cyclediff.profiling import Profile
 from cyclediff.progress import ImageProgress
 from cyclediff.results import Run
+from cyclediff.setup import Setup
+from cyclediff.transfer import Writer, ahead
+
+Make = Callable[[Sequence[str], Tensor, int, Meter], Sequence[Tensor]]
 
 
 @torch.no_grad()
-def translate(
-    method: Method,
-    models: Mapping[str, PixelModel],
-    source: Folder,
-    run: Run,
-    seed: int,
-    batch_size: int,
-    device: torch.device,
-    noise_device: torch.device,
-) -> None:
+def translate(method: Method, models: Mapping[str, PixelModel], source: Folder, run: Run, setup: Setup) -> int:
     """Translate every source image whose batch is not complete on disk.
 
     Args:
@@ -37,111 +38,176 @@ def translate(
         models: the model of each domain that the method uses.
         source: prepared source images.
         run: where translations and costs go.
-        seed: the run's seed.
-        batch_size: images per batch.
-        device: where the models are.
-        noise_device: where noise is drawn.
+        setup: how.
+
+    Returns:
+        The batch size that memory held.
 
     Raises:
         UserError: if the method cannot work with these models, or its output is not finite.
         Stopped: see `each_batch`.
     """
 
-    def make(ids: Sequence[str], meter: Meter) -> None:
+    def make(ids: Sequence[str], images: Tensor, size: int, meter: Meter) -> list[Tensor]:
         denoisers = {side: meter.watch(model.condition(), side) for side, model in models.items()}
-        image = from_uint8(read_batch([source.path / f"{i}.png" for i in ids])).to(device)
-        source_denoiser: Any = denoisers.get("source")  # None where the method does not use it
-        noise = Noise(seed, ids, device=noise_device)
-        x0 = models["target"].encode(image, noise)
-        try:
-            out = method(x0, source_denoiser, denoisers["target"], noise)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        if not out.isfinite().all():
-            bad = [i for i, image in zip(ids, out, strict=True) if not image.isfinite().all()]
-            raise UserError(
-                f"{method.name} gave NaN or Inf for image {bad[0]}; finished images are kept, check method.*"
-            )
-        for image_id, picture in zip(ids, to_uint8(models["target"].decode(out)), strict=True):
-            write_png(to_pil(picture), run.image(image_id))
+        return list(to_uint8(_translated(method, models["target"], denoisers, ids, images, setup, meter)))
 
-    each_batch(method.name, source.ids, batch_size, run, device, make)
+    return each_batch(method.name, source, 1, run, setup, make)
 
 
-def each_batch(
-    name: str,
+@torch.no_grad()
+def sample(method: Method, models: Mapping[str, PixelModel], source: Folder, setup: Setup, exactly: bool) -> Tensor:
+    """The first images of a run, translated, (n, 3, h, w) in [-1, 1]; see `translate`.
+
+    Args:
+        method: the method.
+        models: the model of each domain that the method uses.
+        source: prepared source images.
+        setup: how.
+        exactly: with networks in float32 and not compiled, whatever was asked for.
+    """
+    ids = source.ids[:IMAGES]
+    denoisers = {side: exact(m.condition()) if exactly else m.condition() for side, m in models.items()}
+    images = _read(source, ids, setup.device)
+    return _translated(method, models["target"], denoisers, ids, images, setup, Meter(ids, lambda: None))
+
+
+@torch.no_grad()
+def evaluate(models: Iterable[PixelModel], size: int, device: torch.device, images: int) -> None:
+    """Evaluate networks once on so many images of `size` pixels, to measure what that takes."""
+    xt, t = torch.zeros(images, 3, size, size, device=device), torch.full((images,), 500, device=device)
+    for model in models:
+        model.condition()(xt, t).sum().item()  # .item() waits for a GPU
+
+
+def _translated(
+    method: Method,
+    model: PixelModel,
+    denoisers: Mapping[str, Any],
     ids: Sequence[str],
-    size: int,
-    run: Run,
-    device: torch.device,
-    make: Callable[[Sequence[str], Meter], None],
-) -> None:
+    images: Tensor,
+    setup: Setup,
+    meter: Meter,
+) -> Tensor:
+    noise = Noise(setup.seed, ids, device=setup.noise_device)
+    with meter.stage("encoder"):
+        x0 = model.encode(from_uint8(images.to(setup.device, non_blocking=True)), noise)
+    source: Any = denoisers.get("source")  # None where the method does not use it
+    try:
+        out = method(x0, source, denoisers["target"], noise)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not out.isfinite().all():
+        bad = [i for i, image in zip(ids, out, strict=True) if not image.isfinite().all()]
+        raise UserError(f"{method.name} gave NaN or Inf for image {bad[0]}; finished images are kept, check method.*")
+    with meter.stage("decoder"):
+        return model.decode(out)
+
+
+def each_batch(name: str, source: Folder, candidates: int, run: Run, setup: Setup, make: Make) -> int:
     """Make this process's share of the batches that are not complete on disk, and log what each cost.
 
     Batches are cut from the whole list, so a resumed run, and one in more processes, computes the same batches and
-    writes the same bytes.
+    writes the same bytes. The next batch is read, and the last one is written, while the networks work.
 
     Args:
         name: what is running, for people.
-        ids: all images of the run.
-        size: images in a batch.
+        source: prepared source images.
+        candidates: of each image, which count in the size of a batch.
         run: where results and costs go.
-        device: where the networks are.
-        make: makes the results of some ids and writes them; it evaluates networks through the meter.
+        setup: how.
+        make: (ids, images uint8 (n, 3, h, w), batch size, meter) → results, uint8 (3, h, w) each; it evaluates
+            networks through the meter. Where memory runs out it is called again for half of the images or with half
+            the size.
+
+    Returns:
+        The batch size that memory held.
 
     Raises:
+        UserError: if a result cannot be written, or memory is not enough for one image.
         Stopped: if a process was asked to stop, when all have finished the batch in hand.
     """
-    batches = [ids[first : first + size] for first in range(0, len(ids), size)]
+    ids, size = source.ids, setup.batch_size
+    batches = _cut(ids, size, candidates)
     todo, start = dist.from_first(lambda: ([batch for batch in batches if run.missing(batch)], time.time()))
+    mine = todo[dist.rank() :: dist.world()]
     if 0 < len(todo) < dist.world():
         warnings.warn(
             f"{dist.world()} processes share {len(todo)} batches, so {dist.world() - len(todo)} have nothing to do; "
             f"batch_size={max(1, sum(map(len, todo)) // dist.world())} would give each some",
             stacklevel=2,
         )
+    profile = Profile(setup.trace, setup.device) if setup.trace and mine else None
     with ImageProgress(name, len(ids), dist.is_first()) as progress, stop.after_the_batch():
         progress.show_done(len(ids) - sum(map(len, todo)))
-        for batch in todo[dist.rank() :: dist.world()]:
-            if dist.stopping():
-                break
-            began, meter = time.perf_counter(), Meter(batch, progress.step)
-            make(batch, meter)
-            run.log_batch(
-                batch,
-                seconds=time.perf_counter() - began,
-                network_seconds=meter.seconds if device.type == "cpu" else None,
-                evaluations=meter.rows,
-                rank=dist.rank(),
-                world=dist.world(),
-                start=start,
-            )
-            progress.finish_batch(len(batch))
-            progress.show_done(_done(run, ids))
+        with ThreadPoolExecutor(1) as reader, Writer() as writer, profile or nullcontext():
+            read = ahead(mine, lambda batch: _read(source, batch, setup.device), reader)
+            for batch in mine:
+                if dist.stopping():
+                    break
+                began, meters = time.perf_counter(), [Meter(batch, progress.step, profile)]
+                with meters[0].stage("waiting for images to be read"):
+                    _, images = next(read)
+                results, size = _within_memory(make, batch, images, size, candidates, meters)
+                with meters[0].stage("waiting for images to be written"):
+                    writer.write(results, [run.image(image_id) for image_id in batch])
+                run.log_batch(
+                    batch,
+                    seconds=time.perf_counter() - began,
+                    network_seconds=sum(m.seconds for m in meters) if setup.device.type == "cpu" else None,
+                    evaluations=sum(m.rows for m in meters),
+                    rank=dist.rank(),
+                    world=dist.world(),
+                    start=start,
+                )
+                progress.finish_batch(len(batch))
+                progress.show_done(_done(run, ids))
+        progress.show_done(_done(run, ids))
         dist.wait_for_all()
         if any(dist.gather(stop.requested())):
             told = f"stopped after {_done(run, ids)} of {len(ids)} images; the same command goes on from there"
             raise stop.Stopped(told)
+    if profile and dist.is_first():
+        profile.show(name, sum(map(len, mine)))
+    return size
+
+
+def _within_memory(
+    make: Make, ids: Sequence[str], images: Tensor, size: int, candidates: int, meters: list[Meter]
+) -> tuple[list[Tensor], int]:
+    """Results of a batch, in pieces where memory runs out, and the size that it held; each piece has a meter."""
+    results: list[Tensor] = []
+    while len(results) < len(ids):
+        first = len(results)
+        part = _cut(ids[first:], size, candidates)[0]
+        meters.append(meters[0].again(part))
+        try:
+            results += make(part, images[first : first + len(part)], size, meters[-1])
+            continue
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if size == 1:
+                raise no_room() from error
+        meters.pop()
+        size //= 2
+        warnings.warn(f"memory was not enough for a batch, so its size is {size} from now on", stacklevel=2)
+        release_memory()  # after the handler, whose traceback holds what did not fit
+    return results, size
+
+
+def _cut(ids: Sequence[str], size: int, candidates: int) -> list[Sequence[str]]:
+    images = max(1, size // candidates)
+    return [ids[first : first + images] for first in range(0, len(ids), images)]
+
+
+def _read(source: Folder, ids: Sequence[str], device: torch.device) -> Tensor:
+    images = read_batch([source.path / f"{i}.png" for i in ids])
+    return images.pin_memory() if device.type == "cuda" else images
 
 
 def _done(run: Run, ids: Sequence[str]) -> int:
     return min(sum(1 for _ in run.images.glob("*.png")), len(ids))
-
-
-def pick_device(name: str) -> torch.device:
-    """A torch device; "auto" is CUDA, else MPS, else the CPU. Of several GPUs, each process has its own.
-
-    Raises:
-        UserError: if there is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and dist.world() > 1 and torch.cuda.is_available():
-        name = f"cuda:{dist.local_rank() % torch.cuda.device_count()}"  # SLURM can show each process one GPU only
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name} is not available here; choose auto or cpu") from error
 
 
 def summarise(run: Run, n: int) -> dict[str, Any]:

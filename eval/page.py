@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from eval.atomic import write_atomically
 from eval.charts import COLOURS, Axis, draw_chart, shape_of
 from eval.edits import read_edits
 from eval.sections import METRICS, Column, Running, Section, cell_text, mark_of
@@ -25,6 +26,7 @@ from eval.tradeoff import curves, shares
 
 TEMPLATES = Path(__file__).parent / "templates"
 BUDGET = 13_000_000  # bytes of all thumbnails
+KEPT = ".thumbnails.json"  # beside the page: those of its last writing
 REALISM = ("fid", "fid_infinity", "kid", "clip", "dclip")
 FAITHFULNESS = ("psnr", "ssim", "l2", "lpips", "counterpart_psnr", "factor_error", "edit_error", "kept_error")
 FAITHFULNESS += ("background_psnr", "background_ssim", "background_mse", "background_lpips")
@@ -48,7 +50,7 @@ def write_page(task_folder: Path, sections: list[Section], running: list[Running
     galleries = [_gallery(task_folder, section, path.parent) for section in sections]
     folders = list(dict.fromkeys(folder for gallery, found in galleries for folder in found))
     wanted = {folder: _pngs(folder) for folder in folders}
-    made = make_thumbnails([png for pngs in wanted.values() for png in pngs], BUDGET)
+    made = make_thumbnails([png for pngs in wanted.values() for png in pngs], BUDGET, path.with_name(KEPT))
     thumbnails = [{png.stem: made[png] for png in wanted[folder]} for folder in folders]
     for gallery, found in galleries:
         for column, folder in zip(gallery["columns"], found, strict=True):
@@ -72,9 +74,7 @@ def write_page(task_folder: Path, sections: list[Section], running: list[Running
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(html.encode(), path)
 
 
 def _json(value: Any) -> str:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eval.atomic import write_atomically
 from eval.comparison import Verdict
 from eval.edits import read_edits
 from eval.grid import draw_grid
@@ -129,7 +130,9 @@ def write_tables(task_folder: Path) -> None:
 
 
 def write_report(task_folder: Path, sections: list[Section], running: list[Running], output: Path) -> None:
-    """Write table.md, table.csv, table.tex, report.html and a picture per table.
+    """Write table.md, table.csv, table.tex, report.html and a picture per table: each whole, or as it was before.
+
+    The caller holds the folder's lock.
 
     Args:
         task_folder: where the runs are.
@@ -138,9 +141,9 @@ def write_report(task_folder: Path, sections: list[Section], running: list[Runni
         output: the folder to write to.
     """
     unfinished = "\n".join(["", "## Not finished", "", *(f"- {run}" for run in running), ""]) if running else ""
-    (output / "table.md").write_text("\n".join(map(to_markdown, sections)) + unfinished)
-    (output / "table.csv").write_text(to_csv(sections))
-    (output / "table.tex").write_text("\n".join(map(to_latex, sections)))
+    write_atomically(("\n".join(map(to_markdown, sections)) + unfinished).encode(), output / "table.md")
+    write_atomically(to_csv(sections).encode(), output / "table.csv")
+    write_atomically("\n".join(map(to_latex, sections)).encode(), output / "table.tex")
     for section in sections:
         data = section.rows[0][1]["data"]
         source = task_folder / "data" / data["source"]
@@ -149,7 +152,9 @@ def write_report(task_folder: Path, sections: list[Section], running: list[Runni
         if data["counterpart"]:
             grid.append(("true counterpart", task_folder / "data" / data["counterpart"]))
         texts = {image_id: edit.target for image_id, edit in read_edits(source).items()}
-        draw_grid(grid, captions=texts).save(output / section.picture)
+        picture = io.BytesIO()
+        draw_grid(grid, captions=texts).save(picture, "PNG")
+        write_atomically(picture.getvalue(), output / section.picture)
     write_page(task_folder, sections, running, output / "report.html")
 
 
@@ -180,7 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.output is None and len(options.folders) > 1:
             raise ValueError("the tables of some runs need a folder of their own; give --output DIR")
         output.mkdir(parents=True, exist_ok=True)
-        write_report(task_folder, sections, running, output)
+        with FileLock(output / ".table.lock"):
+            write_report(task_folder, sections, running, output)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -171,6 +171,20 @@ def rows_of_scale(table: Table) -> None:
     benchmark_scale.rows_of_scale(table)
 
 
+def rows_of_soak(table: Table) -> None:
+    """Memory in a long run."""
+    import benchmark_soak
+
+    benchmark_soak.rows_of_soak(table)
+
+
+def rows_of_gpu(table: Table) -> None:
+    """The paper's networks on a CUDA device."""
+    import benchmark_gpu
+
+    benchmark_gpu.rows_of_gpu(table)
+
+
 def main() -> None:
     """Measure and print."""
     import torch
@@ -181,6 +195,9 @@ def main() -> None:
         "editing": rows_of_editing,
         "sd": rows_of_sd,
         "evaluation": rows_of_evaluation,
+        "scale": rows_of_scale,
+        "soak": rows_of_soak,
+        "gpu": rows_of_gpu,
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*parts, []], help="default: all")

@@ -5,6 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores, and so do the programs that they start
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub for anything
 
 import pytest
 import torch

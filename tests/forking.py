@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,7 +19,17 @@ PRELOAD += ["diffusers.models.unets.unet_2d", "diffusers.models.unets.unet_2d_co
 
 def start(arguments: list[str], log: Path, fault: Callable[[], None] | None = None, cwd: Path | None = None):
     """Begin run.py; its output goes to the file `log`, and `fault()` is called before it."""
-    return fork(_program, arguments, log, fault, cwd or log.parent)
+    return fork(_program, arguments, [log], fault, cwd or log.parent)
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run run.py to its end, and tell of it as `subprocess.run` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder, name) for name in ("stdout", "stderr")]
+        process = fork(_program, arguments, logs, None, cwd or Path.cwd())
+        process.join(900)
+        assert process.exitcode is not None
+        return subprocess.CompletedProcess(arguments, process.exitcode, *(log.read_text() for log in logs))
 
 
 def finish(arguments: list[str], log: Path, fault: Callable[[], None] | None = None, cwd: Path | None = None):
@@ -36,12 +48,13 @@ def fork(target: Callable[..., None], *arguments: object):
     return process
 
 
-def _program(arguments: list[str], log: Path, fault: Callable[[], None] | None, cwd: Path) -> None:
+def _program(arguments: list[str], logs: list[Path], fault: Callable[[], None] | None, cwd: Path) -> None:
+    """What it prints and its errors go to the first and the last of `logs`."""
     import run
 
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    outputs = [os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for log in logs]
+    os.dup2(outputs[0], 1)
+    os.dup2(outputs[-1], 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
     os.chdir(cwd)
     sys.argv = ["run.py", *arguments]

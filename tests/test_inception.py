@@ -76,7 +76,9 @@ def test_clean_fid_features_and_distance_are_clean_fids_own(weights, photos):
     for a, b in zip(mine, theirs, strict=True):
         assert a.shape == (8, 2048)
         assert np.abs(a.numpy() - b).max() < 1e-4 * np.abs(b).max()
-    assert frechet_distance(*mine) == pytest.approx(fid_from_feats(*theirs), rel=1e-3)
+    few = slice(None), slice(512)  # clean-fid's square root of a matrix takes half a minute for all 2048
+    ours = frechet_distance(*(features[few] for features in mine))
+    assert ours == pytest.approx(fid_from_feats(*(features[few] for features in theirs)), rel=1e-3)
 
 
 def test_pytorch_fid_features_are_pytorch_fids_own(weights, photos):

@@ -16,7 +16,6 @@ from eval.charts import COLOURS, HEIGHT, SHAPES, WIDTH, Axis, _Span, draw_chart,
 from eval.comparison import Verdict
 from eval.page import write_page
 from eval.sections import read_running, read_sections
-from eval.thumbnails import LEVELS, make_thumbnails
 from eval.tradeoff import Curve
 
 IDS = tuple(f"cat{k}" for k in range(5))
@@ -261,45 +260,6 @@ def test_sections_have_anchors(task):
     assert {link[1:] for link in links} <= anchors
     ids = [attributes["id"] for _, attributes in tree.tags if "id" in attributes]
     assert len(ids) == len(anchors)
-
-
-# thumbnails
-
-
-def saved(folder, side, count=6):
-    for k in range(count):
-        picture(k, side).save(folder / f"{k}.png")
-    return sorted(folder.glob("*.png"))
-
-
-def size_of(data):
-    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-        return image.size
-
-
-def test_large_pictures_shrink_to_the_budget(tmp_path):
-    paths = saved(tmp_path, 256)
-    sizes = []
-    for budget in (10**9, 50_000, 1):
-        made = make_thumbnails(paths, budget)
-        assert list(made) == paths
-        sizes.append({size_of(data) for data in made.values()})
-        if budget == 50_000:
-            assert sum(map(len, made.values())) <= budget
-    assert sizes[0] == {(LEVELS[0][0],) * 2}
-    assert sizes[2] == {(LEVELS[-1][0],) * 2}
-    assert sizes[1] not in (sizes[0], sizes[2])
-
-
-def test_small_pictures_keep_their_size(tmp_path):
-    paths = saved(tmp_path, 64)
-    assert {size_of(data) for data in make_thumbnails(paths, 1).values()} == {(64, 64)}
-
-
-def test_a_picture_that_is_not_there_is_left_out(tmp_path):
-    paths = saved(tmp_path, 16, 2)
-    assert list(make_thumbnails([*paths, tmp_path / "no.png"], 10**6)) == paths
-    assert make_thumbnails([tmp_path / "no.png"], 10**6) == {}
 
 
 # charts

@@ -17,7 +17,8 @@ from eval.clip import open_clip_scorer
 from eval.evaluate import evaluate as score
 from eval.protocols import Protocol
 
-from .test_run import ROOT, command, contents, run
+from .forking import run
+from .test_run import ROOT, command, contents
 from .tiny_sd import stable_diffusion
 
 METHODS = ["cyclediffusion", "cyclediffusion_cac", "ddib", "ddib_cac", "sdedit", "sdedit_cac"]
@@ -154,8 +155,7 @@ def test_an_expensive_run_asks_first(own):
     ([EDIT, "protocol.clip.path=nowhere"], "nowhere"),
     ([EDIT, "data.source=nowhere.csv"], "nowhere.csv"),
 ], ids=str)  # fmt: skip
-def test_mistakes(arguments, told, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_mistakes(arguments, told, tmp_path):
     more = [] if any(a.startswith("method=") for a in arguments) else ["method=cyclediffusion"]
     done = run(*arguments, *more, f"paths.outputs={tmp_path / 'out'}", cwd=tmp_path)
     assert done.returncode == 2, done.stderr

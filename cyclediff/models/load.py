@@ -21,6 +21,7 @@ from cyclediff.models.weights import load_converted
 from cyclediff.schedule import alpha_bar_from_betas, linear_betas
 
 Shape = tuple[tuple[str, Any], ...]  # arguments of a builder, in a form that can be cached
+Form = tuple[str, str, str | None]  # device, dtype and compile mode, see `ready`
 
 
 def load_adm(
@@ -29,6 +30,8 @@ def load_adm(
     attention_order: AttentionOrder,
     ema: bool = True,
     device: str = "cpu",
+    dtype: str = "float32",
+    compile_mode: str | None = None,
     **shape: Any,
 ) -> PixelModel:
     """A guided-diffusion (ADM) checkpoint as a model with the linear schedule of 1000 steps.
@@ -39,16 +42,18 @@ def load_adm(
         attention_order: "legacy" or "new", see `adm.split_qkv`.
         ema: which to take where the file holds a network and its moving average.
         device: where it runs.
+        dtype: of its evaluation, see `ready`.
+        compile_mode: see `ready`.
         shape: of the network, see `adm.build`.
 
     Raises:
         UserError: if the file is not of this architecture.
     """
-    return _load_adm(path, learn_sigma, attention_order, ema, device, _frozen(shape))
+    return _load_adm(path, learn_sigma, attention_order, ema, (device, dtype, compile_mode), _frozen(shape))
 
 
 @cache
-def _load_adm(path: str, learn_sigma: bool, order: AttentionOrder, ema: bool, device: str, frozen: Shape) -> PixelModel:
+def _load_adm(path: str, learn_sigma: bool, order: AttentionOrder, ema: bool, form: Form, frozen: Shape) -> PixelModel:
     shape = dict(frozen)
     state = read_checkpoint(Path(path), ema)
     channels = 6 if learn_sigma else 3
@@ -64,35 +69,44 @@ def _load_adm(path: str, learn_sigma: bool, order: AttentionOrder, ema: bool, de
     load_converted(unet, state, adm.names(unet.config, unet.state_dict()), path, split)
     kind = LearnedVarianceDenoiser if learn_sigma else EpsDenoiser
     return PixelModel(
-        kind(ready(unet, lambda xt, t: unet(xt, t).sample, device), alpha_bar_from_betas(linear_betas())),
+        kind(ready(unet, lambda xt, t: unet(xt, t).sample, *form), alpha_bar_from_betas(linear_betas())),
         shape["image_size"],
     )
 
 
-def load_ddpm(path: str, ema: bool = True, device: str = "cpu", **shape: Any) -> PixelModel:
+def load_ddpm(
+    path: str,
+    ema: bool = True,
+    device: str = "cpu",
+    dtype: str = "float32",
+    compile_mode: str | None = None,
+    **shape: Any,
+) -> PixelModel:
     """A DDPM checkpoint, as SDEdit and EGSDE use them, as a model with the linear schedule of 1000 steps.
 
     Args:
         path: the file.
         ema: which to take where the file holds a network and its moving average.
         device: where it runs.
+        dtype: of its evaluation, see `ready`.
+        compile_mode: see `ready`.
         shape: of the network, see `ddpm.build`.
 
     Raises:
         UserError: if the file is not of this architecture.
     """
-    return _load_ddpm(path, ema, device, _frozen(shape))
+    return _load_ddpm(path, ema, (device, dtype, compile_mode), _frozen(shape))
 
 
 @cache
-def _load_ddpm(path: str, ema: bool, device: str, frozen: Shape) -> PixelModel:
+def _load_ddpm(path: str, ema: bool, form: Form, frozen: Shape) -> PixelModel:
     shape = dict(frozen)
     state = read_checkpoint(Path(path), ema)
     with torch.device("meta"):
         unet = ddpm.build(**shape)
     load_converted(unet, state, ddpm.names(len(shape["ch_mult"]), unet.state_dict()), path)
     return PixelModel(
-        EpsDenoiser(ready(unet, lambda xt, t: unet(xt, t).sample, device), alpha_bar_from_betas(linear_betas())),
+        EpsDenoiser(ready(unet, lambda xt, t: unet(xt, t).sample, *form), alpha_bar_from_betas(linear_betas())),
         shape["image_size"],
     )
 
@@ -128,12 +142,16 @@ def _load_classifier(
 
 
 @cache
-def load_diffusers(path: str, device: str = "cpu") -> PixelModel:
+def load_diffusers(
+    path: str, device: str = "cpu", dtype: str = "float32", compile_mode: str | None = None
+) -> PixelModel:
     """An unconditional pixel-space diffusers folder or hub id (UNet2DModel and scheduler) as a model.
 
     Args:
         path: a folder as DDPMPipeline or DDIMPipeline saves it, or an id such as google/ddpm-ema-celebahq-256.
         device: where it runs.
+        dtype: of its evaluation, see `ready`.
+        compile_mode: see `ready`.
 
     Raises:
         UserError: if it is not there, or is another kind of network.
@@ -165,7 +183,8 @@ def load_diffusers(path: str, device: str = "cpu") -> PixelModel:
     scheduler: Any = DDPMScheduler.from_config(config)
     alpha_bar = alpha_bar_from_betas(_betas(config, scheduler.betas))
     kind = LearnedVarianceDenoiser if unet.config.out_channels == 6 else EpsDenoiser
-    return PixelModel(kind(ready(unet, lambda xt, t: unet(xt, t).sample, device), alpha_bar), unet.config.sample_size)
+    network = ready(unet, lambda xt, t: unet(xt, t).sample, device, dtype, compile_mode)
+    return PixelModel(kind(network, alpha_bar), unet.config.sample_size)
 
 
 def _frozen(shape: dict[str, Any]) -> Shape:

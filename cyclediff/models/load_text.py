@@ -13,11 +13,11 @@ from torch import Tensor
 from cyclediff.attention_control import install
 from cyclediff.denoiser import Prediction
 from cyclediff.errors import UserError
+from cyclediff.models.ready import DTYPES, check
 from cyclediff.models.text_to_image import TextModel, caller
 from cyclediff.schedule import alpha_bar_from_betas, linear_betas, scaled_linear_betas
 
 PREDICTIONS = ("epsilon", "v_prediction")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SAFE = (
     "DiffusionPipeline.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) with a diffusers that you trust writes them"
 )
@@ -35,8 +35,7 @@ def load_text_to_image(path: str, dtype: str = "float32", device: str = "cpu") -
     Raises:
         UserError: if it is not there, is another kind of model, or has no safetensors.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype must be {', '.join(DTYPES)}; got {dtype}")
+    check(dtype, compile_mode=None)
     with _telling(path), _quietly():
         latent_diffusion = _index(path)["_class_name"] == "LDMTextToImagePipeline"
         load = _latent_diffusion if latent_diffusion else _stable_diffusion

@@ -81,16 +81,19 @@ class PetsUNet(nn.Module):
 
 
 @cache
-def load(path: str, device: str = "cpu") -> PixelModel:
+def load(path: str, device: str = "cpu", dtype: str = "float32", compile_mode: str | None = None) -> PixelModel:
     """A shipped network as a model; loaded once per process.
 
     Args:
         path: its safetensors file, as scripts/train_pets.py writes it.
         device: where it runs.
+        dtype: of its evaluation, see `ready`.
+        compile_mode: see `ready`.
     """
     network = PetsUNet()
     load_weights(network, load_file(path), path)
-    return PixelModel(X0Denoiser(ready(network, network, device), alpha_bar_from_betas(linear_betas()), X0_ERROR), SIZE)
+    evaluation = ready(network, network, device, dtype, compile_mode)
+    return PixelModel(X0Denoiser(evaluation, alpha_bar_from_betas(linear_betas()), X0_ERROR), SIZE)
 
 
 class PetsClassifier(nn.Module):

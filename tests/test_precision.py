@@ -1,0 +1,123 @@
+"""Fast forms of networks: what they compute, and the bound on what that does to images."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from cyclediff import precision
+from cyclediff.denoiser import EpsDenoiser
+from cyclediff.errors import UserError
+from cyclediff.models.pets import load
+from cyclediff.models.ready import Evaluation, ready
+from cyclediff.precision import exact, insist_on_bound
+from cyclediff.schedule import alpha_bar_from_betas, linear_betas
+
+from .forking import finish
+from .test_pets import WEIGHTS
+from .test_run import SMALL
+
+X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+T = torch.tensor([1, 500])
+
+
+def network():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    return conv, lambda xt, t: conv(xt)
+
+
+def test_autocast_is_what_it_says():
+    """A convolution of rounded numbers, and float32 outside."""
+    conv, call = network()
+    evaluation = ready(conv, call, "cpu", dtype="bfloat16")
+    out = evaluation(X, T)
+    assert out.dtype == torch.float32
+    assert conv.weight.dtype == torch.float32
+    weight, bias = conv.weight.bfloat16().double(), conv.bias.bfloat16().double()
+    expected = nn.functional.conv2d(X.bfloat16().double(), weight, bias, padding=1)
+    torch.testing.assert_close(out.double(), expected, rtol=2**-7, atol=1e-3)  # one rounding to 8 bits at the end
+    torch.testing.assert_close(evaluation.exact(X, T), conv(X))
+    assert not torch.equal(out, evaluation.exact(X, T))
+
+
+def test_float32_is_its_own_judge():
+    assert ready(*network(), "cpu").exact is None
+
+
+def test_an_embedded_network_in_bfloat16_is_close_and_its_exact_form_is_float32s():
+    path = str(WEIGHTS / "cat.safetensors")
+    half, full = load(path, dtype="bfloat16").condition(), load(path).condition()
+    x, t = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.tensor([400])
+    assert torch.equal(exact(half)(x, t), full(x, t))
+    assert not torch.equal(half(x, t), full(x, t))
+    torch.testing.assert_close(half(x, t), full(x, t), atol=0.05, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_compiled_networks_compute_the_same_for_every_batch_size():
+    conv, call = network()
+    evaluation = ready(conv, lambda xt, t: nn.functional.silu(call(xt, t)), "cpu", compile_mode="default")
+    first, kept = evaluation(X, T), None
+    kept = first.clone()
+    for x, t in ((X, T), (X[:1], T[:1]), (X.repeat(3, 1, 1, 1), T.repeat(3))):
+        torch.testing.assert_close(evaluation(x, t), evaluation.exact(x, t))
+    assert torch.equal(first, kept)  # later evaluations do not write into it
+
+
+@pytest.mark.parametrize("form", [{"dtype": "float64"}, {"compile_mode": "fastest"}])
+def test_forms_that_there_are_not(form):
+    with pytest.raises(UserError, match=r"must be .*one of"):
+        ready(*network(), "cpu", **form)
+
+
+def test_a_denoiser_of_a_plain_network_is_exact_already():
+    conv, call = network()
+    denoiser = EpsDenoiser(Evaluation(call, None), alpha_bar_from_betas(linear_betas()))
+    assert torch.equal(exact(denoiser)(X, T), conv(X))
+
+
+@pytest.mark.parametrize("error", [0.001, 0.0199])
+def test_the_bound_is_psnr(error, capsys):
+    images = X.clamp(-1, 1)
+    told = insist_on_bound("m", "bfloat16", lambda exactly: images if exactly else images + error)
+    assert told == pytest.approx(20 * math.log10(2 / error), abs=1e-4)
+    assert told == pytest.approx(peak_signal_noise_ratio(images + error, images, data_range=2.0).item(), abs=1e-3)
+    assert f"bfloat16, {told:.1f} dB from float32's images (2 images; at least 40)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [0.0201, float("nan")])
+def test_what_is_too_far_is_refused(error):
+    with pytest.raises(UserError, match=r"m with networks in bfloat16 gives images (40.0|39.9|nan) dB from float32's"):
+        insist_on_bound("m", "bfloat16", lambda exactly: X if exactly else X + error)
+
+
+def stricter():
+    precision.LEAST = 200.0
+
+
+CELL = [SMALL, "method=sdedit", "steps=few", "data.limit=3", "dtype=bfloat16"]
+
+
+def test_a_run_says_how_close_it_is_or_is_refused_before_its_first_image(tmp_path):
+    settings = [*CELL, f"paths.outputs={tmp_path / 'out'}", f"paths.cache={tmp_path / 'cache'}", "batch_size=auto"]
+    code, told = finish(settings, tmp_path / "log", stricter)
+    assert code == 2
+    assert "error: sdedit with networks in bfloat16 gives images" in told
+    assert not list(tmp_path.glob("out/*/*/images/*"))
+    code, told = finish(settings, tmp_path / "log")
+    assert code == 0, told
+    (record,) = (json.loads(path.read_bytes()) for path in tmp_path.glob("out/*/*/run.json"))
+    assert f"{record['psnr_to_float32']:.1f} dB from float32's images" in told
+    assert record["identity"]["dtype"] == {"target": "bfloat16"}
+    assert 1 <= record["batch_size"] <= 3
+    code, told = finish([*settings, "seed=2"], tmp_path / "log")
+    assert code == 0, told
+    sizes = json.loads((tmp_path / "cache" / "batch_sizes.json").read_bytes()) if record["batch_size"] < 3 else {}
+    assert all(size == record["batch_size"] for size in sizes.values())
+    assert ("remembered" in told) == bool(sizes)
