@@ -42,9 +42,8 @@ def check(cfg: DictConfig, config_dir: str) -> None:
     if cfg.task.embedded != (cfg.protocol.judge is not None):
         fitting = "protocol=pets" if cfg.task.embedded else "protocol=cyclediffusion or protocol=egsde"
         raise UserError(f"task {cfg.task.name} is not scored by protocol {cfg.protocol.name}; choose {fitting}")
-    for key, least in {"batch_size": 1, "seed": 0}.items():
-        if cfg[key] != "auto" or key == "seed":
-            cli.check_number(cfg, key, least)
+    cli.check_number(cfg, "batch_size", 1, "auto")
+    cli.check_number(cfg, "seed", 0)
     if cfg.task.editing and cfg.compile_mode:
         raise UserError("compile_mode is for networks on pixels, and text-to-image models have none; leave it out")
     if cfg.task.embedded and not cfg.task.editing:

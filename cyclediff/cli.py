@@ -125,17 +125,20 @@ def _listed(given: str, names: Iterable[str]) -> str:
     return f"one of {', '.join(names)}" + (f" (did you mean {close[0]}?)" if close else "")
 
 
-def check_number(cfg: DictConfig, key: str, least: int) -> None:
+def check_number(cfg: DictConfig, key: str, least: int, word: str | None = None) -> None:
     """Insist on a whole number.
 
     Raises:
-        UserError: if the setting is anything else, or less than `least`.
+        UserError: if the setting is anything else, or less than `least`, and not `word`.
     """
     value = cfg
     for part in key.split("."):
         value = value[part]
+    if word is not None and value == word:
+        return
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{key} must be a whole number of at least {least}; got {value}")
+        allowed = f"a whole number of at least {least}{f', or {word}' if word else ''}"
+        raise UserError(f"{key} must be {allowed}; got {value}")
 
 
 def build(cls: type, settings: dict[str, Any]) -> Any:

@@ -5,10 +5,11 @@ python -m eval.evaluate --generated A --source B --reference C --protocol cycled
 
 import argparse
 import csv
+import io
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from eval import ranks
+from eval.atomic import write_atomically
 from eval.distances import distances, reference_features
 from eval.edits import EDITS, read_edits
 from eval.features import file_digest
@@ -112,21 +114,22 @@ def _mean(values: Tensor, counts: Tensor) -> dict[str, Any]:
 
 
 def write_scores(scores: Scores, folder: Path) -> None:
-    """Write metrics.json, per_image.csv and bootstrap.csv."""
+    """Write per_image.csv, bootstrap.csv and metrics.json, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
+    lines = [[stem, *values.values()] for stem, values in scores.rows.items()]
+    _write_csv(folder / "per_image.csv", ["id", *next(iter(scores.rows.values()))], lines)
+    if scores.replicates:
+        _write_csv(folder / "bootstrap.csv", [*scores.replicates], zip(*scores.replicates.values(), strict=True))
     pairing = {"missing": scores.pairing.missing, "extra": scores.pairing.extra, "unreadable": scores.unreadable}
     content = {"metrics": scores.metrics, "pairing": pairing}
-    (folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n")
-    with (folder / "per_image.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = [{"id": stem, **values} for stem, values in scores.rows.items()]
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    if scores.replicates:
-        with (folder / "bootstrap.csv").open("w", newline="", encoding="utf-8") as file:
-            lines = csv.writer(file, lineterminator="\n")
-            lines.writerow(scores.replicates)
-            lines.writerows(zip(*scores.replicates.values(), strict=True))
+    write_atomically((json.dumps(content, indent=2) + "\n").encode(), folder / "metrics.json")
+
+
+def _write_csv(path: Path, fields: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([fields, *lines])
+    write_atomically(text.getvalue().encode(), path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

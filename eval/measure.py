@@ -73,8 +73,9 @@ def measure(
     Raises:
         ValueError: if sizes do not fit.
     """
-    known, unreadable, features = [], [], []
-    parts: dict[str, list[Tensor]] = {key: [] for key in keys}
+    known, unreadable = [], []
+    values = {key: torch.full((len(stems),), torch.nan, dtype=torch.float64) for key in keys}
+    features: Tensor | None = None  # one block from the start: small ones between large ones keep memory from shrinking
     judge = load_pets_judge(protocol.judge) if protocol.judge else None
     for triples, broken in read_triples(folders, stems, protocol.size, protocol.resize):
         unreadable += broken
@@ -82,14 +83,19 @@ def measure(
         for triple in triples:  # without a size of the protocol, images can have several
             groups.setdefault(triple.image.shape, []).append(triple)
         for group in groups.values():
+            rows = slice(len(known), len(known) + len(group))
             known += [triple.stem for triple in group]
             found = _scores(group, [edits[triple.stem] for triple in group if edits], protocol, judge)
-            for key in keys:
-                parts[key].append(found.get(key, torch.full((len(group),), torch.nan, dtype=torch.float64)))
+            for key in values.keys() & found.keys():
+                values[key][rows] = found[key]
             if protocol.features is not None:
-                features.append(protocol.features([triple.picture for triple in group]))
-    values = {key: torch.cat(part) if part else torch.empty(0, dtype=torch.float64) for key, part in parts.items()}
-    return Measured(known, values, torch.cat(features) if features else None, unreadable)
+                seen = protocol.features([triple.picture for triple in group])
+                features = seen.new_empty(len(stems), seen.shape[1]) if features is None else features
+                features[rows] = seen
+    end = len(known)  # unreadable images have no row
+    return Measured(
+        known, {key: v[:end] for key, v in values.items()}, None if features is None else features[:end], unreadable
+    )
 
 
 def joined(parts: Sequence[Measured]) -> Measured:

@@ -164,6 +164,13 @@ def rows_of_evaluation(table: Table) -> None:
         table.add_row("experiment=pets_tradeoff", f"{seconds:.0f} s, {memory:.2f} GiB", "≤ 600 s on 2 cores")
 
 
+def rows_of_forms(table: Table) -> None:
+    """16-bit and compiled networks."""
+    import benchmark_forms
+
+    benchmark_forms.rows_of_forms(table)
+
+
 def rows_of_scale(table: Table) -> None:
     """Two processes against one."""
     import benchmark_scale
@@ -195,6 +202,7 @@ def main() -> None:
         "editing": rows_of_editing,
         "sd": rows_of_sd,
         "evaluation": rows_of_evaluation,
+        "forms": rows_of_forms,
         "scale": rows_of_scale,
         "soak": rows_of_soak,
         "gpu": rows_of_gpu,

@@ -257,7 +257,7 @@ def test_torchrun_tells_a_mistake_once_before_its_own_report(tmp_path):
         torchrun(*CELL, "batch_size=0", f"paths.outputs={tmp_path}"), capture_output=True, text=True, timeout=300
     )
     assert done.returncode != 0
-    assert done.stderr.count("error: batch_size must be a whole number of at least 1; got 0") == 1
+    assert done.stderr.count("error: batch_size must be a whole number of at least 1, or auto; got 0") == 1
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def test_photos(tmp_path, photos):
         (["task.nmae=x"], "did you mean name"),
         (["data.limt=3"], "did you mean limit"),
         (["sdedit"], "KEY=VALUE"),
-        (["batch_size=0"], "batch_size must be a whole number of at least 1; got 0"),
+        (["batch_size=0"], "batch_size must be a whole number of at least 1, or auto; got 0"),
         (["batch_size=many"], "got many"),
         (["device=warp", "method=sdedit"], "device warp is not available here"),
         (["data.limit=0"], "at least 1"),
