@@ -20,7 +20,7 @@ from cyclediff.precision import LEAST, insist_on_bound
 
 WEIGHTS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
 FORMS = {"bfloat16": ("bfloat16", None), "float16": ("float16", None), "compiled": ("float32", "default")}
-IMAGES = 4
+IMAGES = 2
 
 
 @torch.no_grad()
