@@ -101,6 +101,6 @@ class Profile:
         events = [
             (event.key, (event.self_device_time_total if on_device else event.self_cpu_time_total) / 1e6)
             for event in finished.key_averages()
-            if not event.is_user_annotation and event.key.startswith("aten::")
+            if event.key.startswith("aten::")  # neither stages nor kernels
         ]
         self._operators = sorted(events, key=lambda event: -event[1])

@@ -18,7 +18,7 @@ class Device:
 
     def __call__(self, images):
         if images > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         self.now += self.seconds * -(-images // self.lanes)
 
 

@@ -200,12 +200,17 @@ def test_what_was_damaged_after_the_end_is_made_again(tmp_path, cache, whole):
     assert f"delete {folder}" in told
 
 
+def states(process):
+    """Of all threads."""
+    return {stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{process}/task").glob("*/stat")}
+
+
 def test_the_second_run_in_a_folder_is_refused(tmp_path, cache, whole):
     arguments = [*PETS, f"paths.outputs={tmp_path / 'out'}", cache]
     first = start(arguments, tmp_path / "first", At("progress.jsonl", 2, stopped))
     try:
         deadline = time.monotonic() + 120
-        while Path(f"/proc/{first.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        while states(first.pid) != {"T"}:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         before = times(run_folder(tmp_path / "out"))

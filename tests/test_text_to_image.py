@@ -219,5 +219,5 @@ def test_a_hub_id_without_network(monkeypatch):
 
 
 def test_wrong_dtype():
-    with pytest.raises(UserError, match="float32, float16, bfloat16; got int8"):
+    with pytest.raises(UserError, match="float32, bfloat16, float16; got int8"):
         load_text_to_image("anything", "int8")
