@@ -162,8 +162,8 @@ def each_batch(name: str, source: Folder, candidates: int, run: Run, setup: Setu
                 )
                 progress.finish_batch(len(batch))
                 progress.show_done(_done(run, ids))
-        progress.show_done(_done(run, ids))
         dist.wait_for_all()
+        progress.show_done(_done(run, ids))
         if any(dist.gather(stop.requested())):
             told = f"stopped after {_done(run, ids)} of {len(ids)} images; the same command goes on from there"
             raise stop.Stopped(told)

@@ -67,8 +67,8 @@ def record(outputs):
 
 
 def times(folder):
-    """When each file of a run was last written."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    """When each file of a run was last written; the lock's is empty, and older filelocks touch it at every try."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 def run_folder(outputs):
