@@ -24,13 +24,15 @@ class ImageProgress:
         self._done = self._calls = self._calls_per_batch = self._images = 0
 
     def __enter__(self) -> "ImageProgress":
-        self._progress.start()
+        if not self._progress.disable:
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if not self._progress.disable:  # older versions of rich print a line even so
+            self._progress.stop()
 
     def show_done(self, images: int) -> None:
         """Say how many images there are by now, whoever made them."""
