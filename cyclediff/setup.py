@@ -63,7 +63,7 @@ def setup_of(cfg: DictConfig, run: Run, nodes: Mapping[str, Any], evaluate: Call
     device = pick_device(cfg.device)
     size = cfg.batch_size
     if size == "auto":
-        size = run.noted("batch_size") or dist.from_first(lambda: _measured(cfg, nodes, evaluate, most))
+        size = dist.from_first(lambda: run.noted("batch_size") or _measured(cfg, nodes, evaluate, most))
     trace = run.path / ("trace.json.gz" if dist.is_first() else f"trace-{dist.rank()}.json.gz")
     return Setup(cfg.seed, size, device, pick_device(cfg.noise.device or str(device)), trace if cfg.profile else None)
 
