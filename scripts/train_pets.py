@@ -1,112 +1,95 @@
-"""Train the embedded world's networks from seeds and write their weights and cards.
+"""Train the networks of pets from seeds, and write their weights and cards.
 
-    python scripts/train_pets.py cat        one network; `cat` and `dog` run well side by side, one core each
-    python scripts/train_pets.py check      note on the cards how many samples the judge recognises
-    python scripts/train_pets.py            all of it, one after another
+    python scripts/train_pets.py cat            one network; `cat` and `dog` run well side by side, one core each
+    python scripts/train_pets.py cat --check    score samples of the last checkpoint, and draw some beside it
+    python scripts/train_pets.py                all of it, one after another
 
-An interrupted training continues from its last checkpoint in outputs/training.
+A training that was stopped continues from its last checkpoint in ~/.cache/cyclediff/training.
 """
 
 import argparse
 import hashlib
 import json
 import math
-import os
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from pets_unet import PetsDenoisingUNet
+from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from trainer import CHECKPOINTS, half_cosine, optimise
 
 from cyclediff.cyclediffusion import decode
-from cyclediff.denoiser import blend_x0
-from cyclediff.images import to_uint8
-from cyclediff.models.pets import SIZE, PetsClassifier, PetsUNet, load
+from cyclediff.denoiser import X0Denoiser
+from cyclediff.images import to_pil, to_uint8
+from cyclediff.models.pets import SIZE, X0_ERROR, PetsClassifier
 from cyclediff.pets.render import FACTORS, SPECIES, render, sample_factors
 from cyclediff.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
+from eval.frechet import frechet_distance
 from eval.pets import DOMAIN, PetsJudge, load_pets_judge, observe
 
-FIRST_ERROR = 0.03  # of blend_x0 while the patch network learns alone
-BLIND_BELOW = 0.15
-SECOND_STEPS = 2600
+BLUR = DOMAIN + 2  # of the judge's outputs
 WEIGHTS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
-CHECKPOINTS = Path("outputs/training")
 SEEDS = {
     "cat": 11,
     "dog": 22,
     "judge": 33,
     "classifier": 44,
 }  # of data, initialisation and noise; evaluation draws from other seeds
+DDPM_STEPS = 76_000  # ten times those of the first networks
+DECAY = 0.2  # share of a DDPM's steps over which its learning rate falls to 0
+BINS = 50  # of timesteps, for the average error of each
 
 
-def diffusion_loss(
-    net: Callable[[Tensor, Tensor], Tensor],
-    x0: Tensor,
-    alpha_bar: Tensor,
-    generator: torch.Generator,
-    blind_below: float = 0.0,
-) -> Tensor:
-    """Min-SNR-weighted error of x0 (arXiv 2303.09556, section 3.4, gamma 5) at stratified timesteps.
+class DiffusionTraining(nn.Module):
+    """A DDPM in training, with the average error of x0 at each noise level.
 
-    Where the noise level sigma = sqrt(1 / alpha_bar - 1) is under `blind_below`, the image gets a random amount between
-    the two: a sampler's states hold their own errors besides the nominal noise, and a network that trusts them would
-    leave those in the image (exposure bias, arXiv 2301.11706).
+    Every level's error is divided by its average, so that each counts the same, however small its errors are: what the
+    learned uncertainty of EDM2 does (arXiv 2312.02696, section 2.2), by counting instead of learning. Sharp edges are
+    drawn at low noise, where min-SNR weights would let the errors of high noise drown them.
     """
-    n, num_train = x0.shape[0], alpha_bar.shape[0]
-    u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
-    t = (u * num_train).long()
-    ab = alpha_bar[t][:, None, None, None]
-    sigma = (1 / ab - 1).sqrt()
-    if blind_below:
-        sigma = sigma + torch.rand(n, 1, 1, 1, generator=generator) * (blind_below - sigma).clamp(min=0)
-    xt = ab.sqrt().float() * (x0 + sigma.float() * torch.randn(x0.shape, generator=generator))
-    weight = (ab / (1 - ab)).clamp(max=5).float()
-    return (weight * (net(xt, t) - x0) ** 2).mean()
+
+    average: Tensor
+
+    def __init__(self, net: nn.Module, alpha_bar: Tensor):
+        super().__init__()
+        self.net, self.alpha_bar = net, alpha_bar
+        self.register_buffer("average", torch.ones(BINS))
+
+    def loss(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The loss to minimise, and the min-SNR-weighted error (arXiv 2303.09556, gamma 5), at stratified timesteps."""
+        n, num_train = x0.shape[0], self.alpha_bar.shape[0]
+        u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
+        t = (u * num_train).long()
+        ab = self.alpha_bar[t]
+        eps = torch.randn(x0.shape, generator=generator)
+        xt = ab.sqrt().float()[:, None, None, None] * x0 + (1 - ab).sqrt().float()[:, None, None, None] * eps
+        error = ((self.net(xt, t) - x0) ** 2).mean((1, 2, 3))
+        bins = t * BINS // num_train
+        for i, value in zip(bins.tolist(), error.detach(), strict=True):
+            self.average[i].lerp_(value, 0.02)
+        return (error / self.average[bins]).mean(), ((ab / (1 - ab)).clamp(max=5).float() * error).mean().detach()
 
 
-def train_diffusion(species: str, images: int = 20_000, batch: int = 32) -> None:
-    """Train one unconditional DDPM on rendered animals of one species: the patch network, then all of it."""
+def train_diffusion(species: str, steps: int, images: int = 30_000, batch: int = 32) -> None:
+    """Train one unconditional DDPM on rendered animals of one species."""
     generator = torch.Generator().manual_seed(SEEDS[species])
     data = render_all(sample_factors(images, generator), species)
-    alpha_bar = alpha_bar_from_betas(linear_betas())
-
-    def some() -> Tensor:
-        return data[torch.randint(images, (batch,), generator=generator)].float() / 127.5 - 1
-
-    def blended(xt: Tensor, t: Tensor) -> Tensor:
-        return blend_x0(xt, net.coarse(xt, t), alpha_bar[t][:, None, None, None], FIRST_ERROR)
-
     torch.manual_seed(SEEDS[species])
-    net = PetsUNet()
-    groups = [{"params": net.coarse.parameters(), "lr": 4e-4}]
-    coarse, first = optimise(
-        f"{species}_coarse",
-        net.coarse,
-        lambda: diffusion_loss(blended, some(), alpha_bar, generator),
-        5000,
-        groups,
-        generator,
-        cycle=7500,
-    )
-    net.coarse.load_state_dict(coarse.state_dict())
-    groups = [{"params": net.coarse.parameters(), "lr": 2e-4}, {"params": net.detail.parameters(), "lr": 1e-3}]
-    ema, second = optimise(
-        species,
-        net,
-        lambda: diffusion_loss(net, some(), alpha_bar, generator, BLIND_BELOW),
-        SECOND_STEPS,
-        groups,
-        generator,
-        cycle=SECOND_STEPS,
-    )
-    steps = {key: [first[key], second[key]] for key in ("steps", "seconds")}
-    write_weights(species, ema, {"parameterisation": "x0", "images": images, **steps, "loss": second["loss"]})
+    training = DiffusionTraining(PetsDenoisingUNet(), alpha_bar_from_betas(linear_betas()))
+
+    def loss() -> tuple[Tensor, Tensor]:
+        rows = torch.randint(images, (batch,), generator=generator)
+        return training.loss(data[rows].float() / 127.5 - 1, generator)
+
+    def rate(i: int) -> float:
+        return min((i + 1) / 500, 1.0, (1 - i / steps) / DECAY)
+
+    groups = [{"params": list(training.net.parameters()), "lr": 5e-4}]
+    ema, record = optimise(species, training, loss, steps, groups, generator, rate, decay=0.9995)
+    write_weights(species, ema.net, {"parameterisation": "x0", "images": images, **record})
 
 
 def train_judge(steps: int = 3000, images: int = 12_000, batch: int = 64, lr: float = 1e-3) -> None:
@@ -130,7 +113,7 @@ def train_judge(steps: int = 3000, images: int = 12_000, batch: int = 64, lr: fl
         return F.mse_loss(kept, targets[rows]) + 0.1 * domain_loss + F.mse_loss(degradation, strength)
 
     groups = [{"params": list(judge.parameters()), "lr": lr}]
-    ema, record = optimise("judge", judge, loss, steps, groups, generator, cycle=steps)
+    ema, record = optimise("judge", judge, loss, steps, groups, generator, half_cosine(steps))
     write_weights("judge", ema, {"images": 2 * images, **record})
 
 
@@ -152,7 +135,7 @@ def train_classifier(steps: int = 3000, images: int = 6_000, batch: int = 64, lr
         return F.cross_entropy(classifier(xt, t), kind)
 
     groups = [{"params": list(classifier.parameters()), "lr": lr}]
-    ema, record = optimise("classifier", classifier, loss, steps, groups, generator, cycle=steps)
+    ema, record = optimise("classifier", classifier, loss, steps, groups, generator, half_cosine(steps))
     write_weights("classifier", ema, {"images": 2 * images, **record})
 
 
@@ -186,64 +169,6 @@ def render_all(factors: Tensor, species: str) -> Tensor:
     return torch.cat([((chunk + 1) * 127.5).round().to(torch.uint8) for chunk in chunks])
 
 
-def optimise(
-    name: str,
-    net: nn.Module,
-    loss: Callable[[], Tensor],
-    steps: int,
-    groups: list[dict[str, Any]],
-    generator: torch.Generator,
-    cycle: int,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """AdamW with warm-up, half a cosine of `cycle` steps and an exponential moving average; resumes.
-
-    Returns:
-        The averaged network, and what goes on its card.
-    """
-    ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.999))
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
-    warm_up = min(300, steps // 10)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min((i + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * i / cycle))
-    )
-    parts = {"net": net, "ema": ema, "optimizer": optimizer, "scheduler": scheduler}
-    checkpoint = CHECKPOINTS / f"pets_{name}.pt"
-    start, seconds, average = 0, 0.0, float("nan")
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        if saved["steps"] != steps:
-            raise SystemExit(
-                f"{checkpoint} belongs to a training of {saved['steps']} steps; delete it or ask for as many"
-            )
-        for key, part in parts.items():
-            part.load_state_dict(saved[key])
-        generator.set_state(saved["generator"])
-        start, seconds, average = saved["step"], saved["seconds"], saved["loss"]
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}")) as progress:
-        bar = progress.add_task(name, total=steps, completed=start, loss=average)
-        for step in range(start, steps):
-            began = time.perf_counter()
-            value = loss()
-            optimizer.zero_grad()
-            value.backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
-            scheduler.step()
-            ema.update_parameters(net)
-            average = value.item() if math.isnan(average) else 0.99 * average + 0.01 * value.item()
-            seconds += time.perf_counter() - began
-            progress.update(bar, advance=1, loss=average)
-            if (step + 1) % 250 == 0:
-                state = {key: part.state_dict() for key, part in parts.items()}
-                state |= {"generator": generator.get_state(), "step": step + 1, "steps": steps}
-                state |= {"seconds": seconds, "loss": average}
-                checkpoint.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(state, checkpoint.with_suffix(".tmp"))
-                os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
-    return ema.module, {"steps": steps, "loss": round(average, 5), "seconds": round(seconds)}
-
-
 def write_weights(name: str, net: nn.Module, card: dict) -> None:
     """Ship `net` as float16 safetensors with its card."""
     WEIGHTS.mkdir(exist_ok=True)
@@ -261,43 +186,56 @@ def write_card(name: str, path: Path, seed: int, net: nn.Module, card: dict) -> 
 
 
 def check(species: str, count: int = 256, batch: int = 32) -> None:
-    """Note on a network's card which share of its unconditional samples the judge calls by their own name."""
-    denoiser = load(str(WEIGHTS / f"{species}.safetensors")).condition()
+    """Score unconditional samples of the network in training, and draw some: what the judge sees of its progress."""
+    saved = torch.load(CHECKPOINTS / f"pets_{species}.pt", weights_only=True)
+    net = DiffusionTraining(PetsDenoisingUNet(), alpha_bar_from_betas(linear_betas()))
+    net.load_state_dict({key.removeprefix("module."): v for key, v in saved["ema"].items() if key != "n_averaged"})
+    denoiser = X0Denoiser(net.net.eval(), net.alpha_bar, X0_ERROR)
     judge = load_pets_judge(WEIGHTS / "judge.safetensors")
-    timesteps, generator = spaced_timesteps(len(denoiser.alpha_bar), 100), torch.Generator().manual_seed(44)
-    right = 0
+    timesteps, generator = spaced_timesteps(len(denoiser.alpha_bar), 50), torch.Generator().manual_seed(44)
+    images = []
     for _ in track(range(count // batch), f"samples of {species}"):
         code = torch.randn(batch, len(timesteps), 3, SIZE, SIZE, generator=generator)
         with torch.no_grad():
-            outputs = observe(judge, to_uint8(decode(code, denoiser, timesteps, eta=1.0)))[1]
-        right += ((outputs[:, DOMAIN] > 0) == (species == "dog")).sum().item()
-    path = WEIGHTS / f"{species}.json"
-    card = json.loads(path.read_text()) | {"own_species": right / count, "own_species_of": count}
-    path.write_text(json.dumps(card, indent=2) + "\n")
-    print(f"{species}: the judge recognises {right} of {count} unconditional samples")
+            images.append(to_uint8(decode(code, denoiser, timesteps, eta=1.0)))
+    features, outputs = observe(judge, torch.cat(images))
+    real = render_all(sample_factors(2 * count, torch.Generator().manual_seed(45)), species)
+    two = [observe(judge, half) for half in real.split(count)]
+    right = ((outputs[:, DOMAIN] > 0) == (species == "dog")).sum().item()
+    scores = {
+        "steps": saved["step"],
+        "samples": count,
+        "own_species": right / count,
+        "fd": round(frechet_distance(features, two[0][0]), 3),
+        "fd_of_two_real_sets": round(frechet_distance(two[1][0], two[0][0]), 3),
+        "blur": round(outputs[:, BLUR].mean().item(), 3),
+        "blur_of_real": round(two[0][1][:, BLUR].mean().item(), 3),
+    }
+    print(species, json.dumps(scores))
+    sheet = torch.cat([torch.cat(list(row), 2) for row in images[0].split(8)], 1)
+    to_pil(sheet).resize((1024, 512), 0).save(CHECKPOINTS / f"pets_{species}.png")
 
 
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = [*SEEDS, "check"]
-    parser.add_argument("names", nargs="*", help=f"any of {', '.join(parts)}; default: all, in this order")
+    parser.add_argument("names", nargs="*", help=f"any of {', '.join(SEEDS)}; default: all, in this order")
+    parser.add_argument("--steps", type=int, default=DDPM_STEPS, help="of a DDPM; default: %(default)s")
+    parser.add_argument("--check", action="store_true", help="train nothing: score and draw samples of cat or dog")
     arguments = parser.parse_args()
-    unknown = set(arguments.names) - set(parts)
+    unknown = set(arguments.names) - set(SEEDS)
     if unknown:
-        parser.error(f"there is no part named {', '.join(sorted(unknown))}; choose from {', '.join(parts)}")
-    for name in arguments.names or parts:
-        # two trainings side by side on two cores are faster than one on both
-        torch.set_num_threads(1 if name in SEEDS else os.cpu_count() or 1)
-        if name == "judge":
+        parser.error(f"there is no part named {', '.join(sorted(unknown))}; choose from {', '.join(SEEDS)}")
+    for name in arguments.names or SEEDS:
+        torch.set_num_threads(1)  # two trainings side by side on two cores are faster than one on both
+        if arguments.check:
+            check(name)
+        elif name == "judge":
             train_judge()
         elif name == "classifier":
             train_classifier()
-        elif name == "check":
-            for species in SPECIES:
-                check(species)
         else:
-            train_diffusion(name)
+            train_diffusion(name, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     python scripts/train_pets_text.py clip     image and text tower
     python scripts/train_pets_text.py          all of it, one after another
 
-An interrupted training continues from its last checkpoint in outputs/training.
+An interrupted training continues from its last checkpoint in ~/.cache/cyclediff/training.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from train_pets import CHECKPOINTS, WEIGHTS, optimise, render_all, write_card
+from train_pets import WEIGHTS, render_all, write_card
+from trainer import CHECKPOINTS, half_cosine, optimise
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from cyclediff.pets.captions import ANIMAL, SHORT, TEMPLATES, TRAITS, Description, sample_edits
@@ -132,7 +133,7 @@ def train_vae(steps: int = 5500, batch: int = 16, lr: float = 2e-3) -> None:
         return error + 3e-4 * posterior.kl().mean() / z[0].numel()
 
     groups = [{"params": list(vae.parameters()), "lr": lr}]
-    ema, record = optimise("vae", vae, loss, steps, groups, generator, cycle=steps)
+    ema, record = optimise("vae", vae, loss, steps, groups, generator, half_cosine(steps))
     network: Any = ema
     with torch.no_grad():
         some = images[:: len(images) // 512].float() / 127.5 - 1
@@ -198,7 +199,7 @@ def train_unet(steps: int = 2400, batch: int = 32, lr: float = 1e-3) -> None:
         return (weight * (seen - v).square()).mean()
 
     groups = [{"params": list(painter.parameters()), "lr": lr}]
-    ema, record = optimise("text_to_image", painter, loss, steps, groups, generator, cycle=steps)
+    ema, record = optimise("text_to_image", painter, loss, steps, groups, generator, half_cosine(steps))
     trained: Any = ema
     trained.unet.half().save_pretrained(MODEL / "unet")
     trained.text.half().save_pretrained(MODEL / "text_encoder")
@@ -254,7 +255,7 @@ def train_clip(steps: int = 3500, batch: int = 128, lr: float = 1e-3) -> None:
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
     groups = [{"params": list(clip.parameters()), "lr": lr}]
-    ema, record = optimise("clip", clip, loss, steps, groups, generator, cycle=steps)
+    ema, record = optimise("clip", clip, loss, steps, groups, generator, half_cosine(steps))
     file = CLIP / "open_clip_model.safetensors"
     save_file({key: value.half().contiguous() for key, value in ema.state_dict().items()}, file)
     write_card("clip", file, SEEDS["clip"], clip, {"images": len(images), **record})
