@@ -22,15 +22,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cyclediff import cli, dist, results, stop, sweep
-from cyclediff.assets import catalogue, fingerprint, locate
-from cyclediff.cell import check, grid_of, identity, prepare, selection_record
-from cyclediff.data import Sources
-from cyclediff.edits import read_prompts
+from cyclediff.cli import errors as cli
+from cyclediff.cli import sweep
+from cyclediff.data.assets import catalogue, fingerprint, locate
+from cyclediff.data.edit_lists import read_prompts
+from cyclediff.data.folders import Sources
 from cyclediff.errors import UserError
-from cyclediff.lock import claimed
 from cyclediff.loggers import log as loggers
-from cyclediff.needs import editing_weights, unpaired_weights
+from cyclediff.runtime import distributed, stop
+from cyclediff.runtime import record as results
+from cyclediff.runtime.lock import claimed
+from cyclediff.studies.cell import check, grid_of, identity, prepare, selection_record
+from cyclediff.studies.requirements import editing_weights, unpaired_weights
 
 CONFIG = str(results.ROOT / "conf")
 ASSETS = catalogue(results.ROOT / "conf")
@@ -50,23 +53,23 @@ def make_cell(cfg: DictConfig) -> None:
 
     Of several processes each has a part of the images; the first decides what is to do, and writes all else.
     """
-    dist.start()
+    distributed.start()
     check(cfg, CONFIG)
     logger: Any = OmegaConf.to_container(cfg.logger, resolve=True)
     loggers.check(logger["name"], logger)
     weights = editing_weights(cfg, ASSETS) if cfg.task.editing else unpaired_weights(cfg, ASSETS, CONFIG)
     task_folder = Path(cfg.paths.outputs) / cfg.task.name
-    sources = dist.after_first(lambda: prepare(cfg, task_folder / "data"))
-    run = results.Run(task_folder, identity(cfg, sources), dist.rank())
-    record = dist.from_first(lambda: record_of(cfg, sources, weights))
-    if not dist.from_first(lambda: run.is_finished(record, cfg.allow_code_change)):
+    sources = distributed.after_first(lambda: prepare(cfg, task_folder / "data"))
+    run = results.Run(task_folder, identity(cfg, sources), distributed.rank())
+    record = distributed.from_first(lambda: record_of(cfg, sources, weights))
+    if not distributed.from_first(lambda: run.is_finished(record, cfg.allow_code_change)):
         method = make_method(cfg, weights)
         with contextlib.ExitStack() as held:
-            dist.from_first(lambda: held.enter_context(claimed(run.path, record["command"])))
+            distributed.from_first(lambda: held.enter_context(claimed(run.path, record["command"])))
             fill(cfg, method, run, sources, weights, record)
     elif cfg.profile:
         warnings.warn(f"{run.path} is finished, so there is nothing to profile; take another seed", stacklevel=2)
-    if dist.is_first():
+    if distributed.is_first():
         show(cfg, run, task_folder, sources)
 
 
@@ -82,25 +85,25 @@ def fill(
     work, begun = edit if cfg.task.editing else translate, []
 
     def start(**more: Any) -> None:
-        dist.from_first(lambda: run.start(OmegaConf.to_yaml(cfg, resolve=True), record | more))
+        distributed.from_first(lambda: run.start(OmegaConf.to_yaml(cfg, resolve=True), record | more))
         begun.append(True)
 
     try:
         costs = work(cfg, method, run, sources, weights, start)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
         scored = score(cfg, run, sources, weights)
-        costs |= {"world_size": dist.world(), "peak_memory_mib": round(max(dist.gather(peak)))}
-        if dist.is_first():
+        costs |= {"world_size": distributed.world(), "peak_memory_mib": round(max(distributed.gather(peak)))}
+        if distributed.is_first():
             run.finish(scored, costs)
-            if dist.world() > 1:
+            if distributed.world() > 1:
                 print(told_shares(costs["ranks"]))
-    except (stop.Stopped, dist.Lost):
+    except (stop.Stopped, distributed.Lost):
         raise
     except Exception as error:
         if begun:
             with contextlib.suppress(UserError):  # where no file can be written, there is the sentence alone
                 run.fail(error)
-                if dist.world() == 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+                if distributed.world() == 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
                     if not isinstance(error, UserError):
                         traceback.print_exc()
                     return
@@ -128,7 +131,7 @@ def show(cfg: DictConfig, run: results.Run, task_folder: Path, sources: Sources)
     results.write_json(OmegaConf.to_container(cfg.paper), task_folder / "paper.json")
     results.write_json(OmegaConf.to_container(cfg.claims), task_folder / "claims.json")
 
-    from eval.report import write_tables
+    from eval.report.tables import write_tables
 
     write_tables(task_folder)
     loggers.log(run.path, logger)
@@ -145,7 +148,7 @@ def told_shares(ranks: list[dict[str, Any]]) -> str:
 
 def make_method(cfg: DictConfig, weights: dict[str, Path]) -> Any:
     """The method with its settings checked and its own network loaded."""
-    from cyclediff.setup import pick_device
+    from cyclediff.runtime.execution import pick_device
 
     settings: Any = OmegaConf.to_container(cfg.method, resolve=True)
     settings.pop("models")
@@ -171,9 +174,9 @@ def translate(
 ) -> dict[str, Any]:
     """Translate the sources; returns what it cost, and where."""
     from cyclediff.models.checkpoint import carries_mark
-    from cyclediff.precision import insist_on_bound
-    from cyclediff.setup import forms, note_smaller, pick_device, setup_of
-    from cyclediff.translate import evaluate, sample, summarise, translate
+    from cyclediff.runtime.batches import evaluate, sample, summarise, translate
+    from cyclediff.runtime.execution import forms, note_smaller, pick_device, setup_of
+    from cyclediff.runtime.precision import insist_on_bound
 
     device, images = pick_device(cfg.device), sources.source
     nodes = {side: cfg.task[f"{side}_model"] for side in ("source", "target") if side in weights}
@@ -185,7 +188,7 @@ def translate(
     form = forms(nodes.values())
     if form and run.missing(images.ids):
         both = partial(sample, method, models, images, setup)
-        noted["psnr_to_float32"] = dist.from_first(lambda: insist_on_bound(cfg.method.name, form, both))
+        noted["psnr_to_float32"] = distributed.from_first(lambda: insist_on_bound(cfg.method.name, form, both))
     start(batch_size=setup.batch_size, **noted)
     note_smaller(cfg, setup, nodes, translate(method, models, images, run, setup))
     random = [part for part, path in weights.items() if part != "features" and carries_mark(path)]
@@ -201,14 +204,14 @@ def edit(
     start: Callable[..., None],
 ) -> dict[str, Any]:
     """Edit the sources as their texts say; returns what it cost, and where."""
-    from cyclediff.candidates import count_rows
-    from cyclediff.editing import Selection, edit_images, evaluate, sample, seconds_per_row
     from cyclediff.models.checkpoint import carries_mark
     from cyclediff.models.load_text import load_text_to_image
-    from cyclediff.precision import insist_on_bound
-    from cyclediff.setup import forms, note_smaller, pick_device, setup_of
-    from cyclediff.translate import summarise
-    from eval.candidates import candidate_scores
+    from cyclediff.runtime.batches import summarise
+    from cyclediff.runtime.execution import forms, note_smaller, pick_device, setup_of
+    from cyclediff.runtime.precision import insist_on_bound
+    from cyclediff.studies.candidates import count_rows
+    from cyclediff.studies.edit import Selection, edit_images, evaluate, sample, seconds_per_row
+    from eval.metrics.candidates import candidate_scores
 
     device, images, nodes = pick_device(cfg.device), sources.source, {"model": cfg.task.model}
     model = hydra.utils.instantiate(cfg.task.model, path=str(weights["model"]), device=str(device))
@@ -223,7 +226,7 @@ def edit(
 
     def ask() -> None:
         missing, per_row = len(run.missing(images.ids)), partial(seconds_per_row, model, device=device)
-        hours = missing and missing * rows * per_row(min(rows, 3 * setup.batch_size)) / dist.world() / 3600
+        hours = missing and missing * rows * per_row(min(rows, 3 * setup.batch_size)) / distributed.world() / 3600
         time = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
         about = f"{count} candidate{'s' * (count > 1)}, {rows} network rows an image, {missing} images to do"
         print(f"{cfg.method.name}: {about}: about {time} on this {device.type}")
@@ -233,7 +236,7 @@ def edit(
                 "start it with confirm=true, or choose a smaller tier (tier=quick, tier=single)"
             )
 
-    dist.from_first(ask)
+    distributed.from_first(ask)
     noted, form = {}, forms(nodes.values())
     if form and run.missing(images.ids):
 
@@ -241,10 +244,10 @@ def edit(
             one = load_text_to_image.__wrapped__(str(weights["model"]), device=str(device)) if exactly else model
             return sample(method, one, images, texts, selection, setup)
 
-        noted["psnr_to_float32"] = dist.from_first(lambda: insist_on_bound(cfg.method.name, form, both))
+        noted["psnr_to_float32"] = distributed.from_first(lambda: insist_on_bound(cfg.method.name, form, both))
     start(batch_size=setup.batch_size, **noted)
     note_smaller(cfg, setup, nodes, edit_images(method, model, images, texts, selection, run, setup))
-    if dist.is_first():
+    if distributed.is_first():
         run.write_candidates()
     random = ["model"] if carries_mark(weights["model"]) else []
     costs = summarise(run, len(images.ids)) | {"network_rows_per_image": rows}
@@ -258,7 +261,7 @@ def clip_path(cfg: DictConfig, weights: dict[str, Path]) -> str:
 
 def score(cfg: DictConfig, run: results.Run, sources: Sources, weights: dict[str, Path]) -> results.Scored:
     """Metrics, a row per image, and what intervals of differences need, of the saved PNGs."""
-    from cyclediff.setup import pick_device
+    from cyclediff.runtime.execution import pick_device
     from eval.evaluate import evaluate
     from eval.protocols import Protocol
 
@@ -307,12 +310,12 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors reach us instead of its printer
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # what torch's profiler has to say is no concern of a user
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    if not dist.is_first():
+    if not distributed.is_first():
         warnings.simplefilter("ignore")  # the first process has the same
     began, since, lost = time.time(), results.now(), False
     with cli.telling_mistakes(CONFIG):
         if sys.argv[1:2] == ["doctor"]:
-            from cyclediff.doctor import main as doctor
+            from cyclediff.cli.doctor import main as doctor
 
             return doctor(CONFIG, sys.argv[2:])
         stop.listen()
@@ -325,8 +328,8 @@ def main() -> None:
         shown: dict[Path, Any] = SHOWN or dict.fromkeys(
             sweep.changed_tasks(began)
         )  # jobs of a cluster have shown nothing
-        if dist.is_first():
-            from eval.report import print_tables
+        if distributed.is_first():
+            from eval.report.tables import print_tables
 
             for task_folder, digests in shown.items():
                 print_tables(task_folder, digests)

@@ -6,11 +6,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from cyclediff.attention_control import AttentionControl
-from cyclediff.denoiser import Denoiser
-from cyclediff.joint import joint, plan_control
+from cyclediff.diffusion.denoiser import Denoiser
+from cyclediff.diffusion.paired import joint, plan_control
+from cyclediff.diffusion.schedule import Spacing, respaced_timesteps, sampling_path
+from cyclediff.diffusion.steps import batch_of, ddim_step, predict_eps, predict_x0, transitions
 from cyclediff.method import NoiseSource
-from cyclediff.schedule import Spacing, respaced_timesteps, sampling_path
-from cyclediff.steps import batch_of, ddim_step, predict_eps, predict_x0, transitions
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cyclediff.denoiser import Denoiser
-from cyclediff.lowpass import lowpass
+from cyclediff.diffusion.denoiser import Denoiser
+from cyclediff.diffusion.lowpass import lowpass
+from cyclediff.diffusion.schedule import spaced_timesteps
+from cyclediff.diffusion.steps import batch_of, ddpm_sigma, ddpm_step, q_sample, transitions
 from cyclediff.method import NoiseSource
-from cyclediff.schedule import spaced_timesteps
-from cyclediff.steps import batch_of, ddpm_sigma, ddpm_step, q_sample, transitions
 
 Extractor = Callable[[Tensor, Tensor], Tensor]
 Similarity = Literal["cosine", "neg_l2"]

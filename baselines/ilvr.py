@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from cyclediff.denoiser import Denoiser, VarianceDenoiser
-from cyclediff.lowpass import lowpass
+from cyclediff.diffusion.denoiser import Denoiser, VarianceDenoiser
+from cyclediff.diffusion.lowpass import lowpass
+from cyclediff.diffusion.schedule import respaced_timesteps
+from cyclediff.diffusion.steps import batch_of, ddpm_sigma, posterior_step, predict_x0, q_sample, transitions
 from cyclediff.method import NoiseSource
-from cyclediff.schedule import respaced_timesteps
-from cyclediff.steps import batch_of, ddpm_sigma, posterior_step, predict_x0, q_sample, transitions
 
 Variance = Literal["learned", "small", "large"]
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from cyclediff.attention_control import AttentionControl
-from cyclediff.denoiser import Denoiser
-from cyclediff.joint import joint, plan_control
+from cyclediff.diffusion.denoiser import Denoiser
+from cyclediff.diffusion.paired import joint, plan_control
+from cyclediff.diffusion.schedule import Spacing, sampling_path
+from cyclediff.diffusion.steps import batch_of, ddim_step, ddpm_sigma, ddpm_step, q_sample, transitions
 from cyclediff.method import NoiseSource
-from cyclediff.schedule import Spacing, sampling_path
-from cyclediff.steps import batch_of, ddim_step, ddpm_sigma, ddpm_step, q_sample, transitions
 
 Variance = Literal["small", "large", "none"]
 

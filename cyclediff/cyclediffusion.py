@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from cyclediff.attention_control import AttentionControl, ControlPlan
-from cyclediff.denoiser import Denoiser
-from cyclediff.joint import joint, plan_control
-from cyclediff.method import NoiseSource
-from cyclediff.schedule import Spacing, sampling_path
-from cyclediff.steps import (
+from cyclediff.diffusion.denoiser import Denoiser
+from cyclediff.diffusion.paired import joint, plan_control
+from cyclediff.diffusion.schedule import Spacing, sampling_path
+from cyclediff.diffusion.steps import (
     batch_of,
     ddim_sigma,
     ddim_step,
@@ -30,6 +29,7 @@ from cyclediff.steps import (
     q_sample,
     transitions,
 )
+from cyclediff.method import NoiseSource
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from cyclediff.denoiser import Denoiser
+from cyclediff.diffusion.denoiser import Denoiser
 
 
 class NoiseSource(Protocol):
-    """The only source of randomness that a method may use; `cyclediff.noise.Noise` in a run."""
+    """The only source of randomness that a method may use; `cyclediff.diffusion.noise.Noise` in a run."""
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Standard normal noise in the shape, type and place of x (n, ...)."""

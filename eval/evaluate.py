@@ -21,14 +21,14 @@ from rich.table import Table
 from torch import Tensor
 
 from eval import ranks
-from eval.atomic import write_atomically
-from eval.distances import distances, reference_features
 from eval.edits import EDITS, read_edits
-from eval.features import file_digest
-from eval.measure import columns, joined, measure
-from eval.pictures import Pairing, list_images, pair
+from eval.files import write_atomically
+from eval.metrics.distances import distances, reference_features
+from eval.metrics.features import file_digest
+from eval.metrics.measure import columns, joined, measure
+from eval.metrics.pictures import Pairing, list_images, pair
+from eval.metrics.statistics import interval, mean_replicates, resamples
 from eval.protocols import RECIPES, Protocol, load_protocol
-from eval.statistics import interval, mean_replicates, resamples
 
 RESAMPLES = 1000
 FEW = 2048  # images below which FID's bias is large

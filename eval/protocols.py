@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.clip import ClipScorer, open_clip_scorer
-from eval.features import Extractor
-from eval.inception import CLEAN_FID, PYTORCH_FID, clean_fid, pytorch_fid
-from eval.lpips import Lpips, lpips_network
-from eval.pets import pets_judge
+from eval.metrics.clip import ClipScorer, open_clip_scorer
+from eval.metrics.features import Extractor
+from eval.metrics.inception import CLEAN_FID, PYTORCH_FID, clean_fid, pytorch_fid
+from eval.metrics.lpips import Lpips, lpips_network
+from eval.metrics.pets import pets_judge
 
 PETS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
 JUDGE = PETS / "judge.safetensors"

@@ -14,9 +14,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from cyclediff import download
-from cyclediff.assets import Asset, catalogue, file_sha256
-from cyclediff.cli import fail
+from cyclediff.cli.errors import fail
+from cyclediff.data import download
+from cyclediff.data.assets import Asset, catalogue, file_sha256
 from cyclediff.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -72,9 +72,9 @@ def translate_once(steps: int, streaming: bool) -> None:
     import torch
 
     from cyclediff.cyclediffusion import cyclediffusion, decode, encode
-    from cyclediff.denoiser import EpsDenoiser
-    from cyclediff.noise import Noise
-    from cyclediff.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
+    from cyclediff.diffusion.denoiser import EpsDenoiser
+    from cyclediff.diffusion.noise import Noise
+    from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
 
     denoiser = EpsDenoiser(lambda xt, t: 0.5 * xt, alpha_bar_from_betas(linear_betas()))
     x0, ids = torch.zeros(4, 3, 256, 256), list("abcd")
@@ -100,8 +100,8 @@ def rows_of_invariance(table: Table) -> None:
     import torch
 
     from cyclediff.cyclediffusion import CycleDiffusion
-    from cyclediff.models.pets import load
-    from cyclediff.noise import Noise
+    from cyclediff.diffusion.noise import Noise
+    from cyclediff.pets.networks import load
     from cyclediff.pets.render import render, sample_factors
 
     weights = ROOT / "cyclediff" / "pets" / "weights"

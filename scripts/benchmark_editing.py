@@ -24,13 +24,13 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from cyclediff.attention_control import install
-from cyclediff.candidates import Edits, count_rows, edit, split
 from cyclediff.cyclediffusion import CycleDiffusion
+from cyclediff.diffusion.noise import Noise
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, scaled_linear_betas
 from cyclediff.models.load_text import load_text_to_image
 from cyclediff.models.text_to_image import TextModel, caller
-from cyclediff.noise import Noise
-from cyclediff.schedule import alpha_bar_from_betas, scaled_linear_betas
-from cyclediff.selection import Grid
+from cyclediff.studies.candidates import Edits, count_rows, edit, split
+from cyclediff.studies.selection import Grid
 
 WEIGHTS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights" / "text_to_image"
 PAPER = Grid(15, (1.0,), (15, 20, 25, 30, 40, 50), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0))

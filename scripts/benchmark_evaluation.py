@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from eval.frechet import frechet_distance, frechet_replicates
-from eval.kid import kernel_replicates
-from eval.pairwise import ssim
-from eval.statistics import resamples
+from eval.metrics.frechet import frechet_distance, frechet_replicates
+from eval.metrics.kid import kernel_replicates
+from eval.metrics.pairwise import ssim
+from eval.metrics.statistics import resamples
 
 LENGTH = 2048  # of Inception's features
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from baselines.ddib import DDIB
 from baselines.sdedit import SDEdit
 from cyclediff.cyclediffusion import CycleDiffusion
-from cyclediff.models.pets import load
-from cyclediff.noise import Noise
+from cyclediff.diffusion.noise import Noise
+from cyclediff.pets.networks import load
 from cyclediff.pets.render import render, sample_factors
-from cyclediff.precision import LEAST, insist_on_bound
+from cyclediff.runtime.precision import LEAST, insist_on_bound
 
 WEIGHTS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
 FORMS = {"bfloat16": ("bfloat16", None), "float16": ("float16", None), "compiled": ("float32", "default")}

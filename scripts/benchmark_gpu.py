@@ -25,14 +25,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cyclediff.attention_control import install
-from cyclediff.batching import find_batch_size
 from cyclediff.cyclediffusion import CycleDiffusion, decode, encode
-from cyclediff.denoiser import LearnedVarianceDenoiser
+from cyclediff.diffusion.denoiser import LearnedVarianceDenoiser
+from cyclediff.diffusion.noise import Noise
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
 from cyclediff.models import adm
-from cyclediff.models.ready import ready
+from cyclediff.models.inference import ready
 from cyclediff.models.text_to_image import TextModel, caller
-from cyclediff.noise import Noise
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
+from cyclediff.runtime.batch_size import find_batch_size
 
 ARCH = Path(__file__).parents[1] / "conf" / "model" / "arch" / "adm256.yaml"
 WORDS = ("pink", "blue", "green", "teal", "purple", "small", "big", "ginger")

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from baselines.egsde import EGSDE, domain_energy, gradient, structure_energy
 from cyclediff.cyclediffusion import CycleDiffusion
-from cyclediff.denoiser import LearnedVarianceDenoiser
-from cyclediff.meter import Meter
+from cyclediff.diffusion.denoiser import LearnedVarianceDenoiser
+from cyclediff.diffusion.noise import Noise
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
 from cyclediff.models import adm
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
-from cyclediff.models.ready import ready
+from cyclediff.models.inference import ready
 from cyclediff.models.weights import load_converted
-from cyclediff.noise import Noise
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas
+from cyclediff.runtime.meter import Meter
 
 MULT = (1, 1, 2, 2, 4, 4)
 SPLIT = partial(adm.split_qkv, head_channels=64, order="legacy")

@@ -36,7 +36,7 @@ def draw(folder: Path, count: int, seed: int) -> None:
 def ours(folder: Path) -> tuple[float, dict[str, float], float]:
     """Seconds, numbers, and GiB above what the loaded network takes."""
     from eval.evaluate import evaluate
-    from eval.inception import clean_fid
+    from eval.metrics.inception import clean_fid
     from eval.protocols import Protocol
 
     extractor = clean_fid(str(folder / "inception-2015-12-05.pt"))
@@ -58,7 +58,7 @@ def theirs(folder: Path) -> tuple[float, dict[str, float], float]:
     from cleanfid import fid
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    from eval.inception import clean_fid
+    from eval.metrics.inception import clean_fid
 
     network = clean_fid(str(folder / "inception-2015-12-05.pt")).network
     settings: dict[str, Any] = {"num_workers": 0, "device": torch.device("cpu"), "verbose": False}

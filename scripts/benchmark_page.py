@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from eval.page import write_page
-from eval.sections import read_sections
+from eval.report.page import write_page
+from eval.report.sections import read_sections
 
 METHODS = ("cyclediffusion", "sdedit", "ddib", "ilvr", "egsde", "egsde_dagger")
 COUNT, SIDE = 500, 256

@@ -18,8 +18,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from cyclediff.assets import catalogue
-from cyclediff.cli import fail
+from cyclediff.cli.errors import fail
+from cyclediff.data.assets import catalogue
 from cyclediff.models import adm, ddpm
 from cyclediff.models.checkpoint import MARK
 from cyclediff.models.classifier import DomainClassifier

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
-from cyclediff.denoiser import blend_x0
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas
+from cyclediff.diffusion.denoiser import blend_x0
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
 
 SIZE = 64
 PATCH = 4

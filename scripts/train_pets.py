@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from trainer import CHECKPOINTS, half_cosine, optimise
 
 from cyclediff.cyclediffusion import decode
-from cyclediff.denoiser import X0Denoiser
-from cyclediff.images import to_pil, to_uint8
-from cyclediff.models.pets import SIZE, X0_ERROR, PetsClassifier
+from cyclediff.data.images import to_pil, to_uint8
+from cyclediff.diffusion.denoiser import X0Denoiser
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
+from cyclediff.pets.networks import SIZE, X0_ERROR, PetsClassifier
 from cyclediff.pets.render import FACTORS, SPECIES, render, sample_factors
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
-from eval.frechet import frechet_distance
-from eval.pets import DOMAIN, PetsJudge, load_pets_judge, observe
+from eval.metrics.frechet import frechet_distance
+from eval.metrics.pets import DOMAIN, PetsJudge, load_pets_judge, observe
 
 BLUR = DOMAIN + 2  # of the judge's outputs
 WEIGHTS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
@@ -93,7 +93,7 @@ def train_diffusion(species: str, steps: int, images: int = 30_000, batch: int =
 
 
 def train_judge(steps: int = 3000, images: int = 12_000, batch: int = 64, lr: float = 1e-3) -> None:
-    """Train the observer of `eval.pets` on pairs of counterparts, half of them degraded."""
+    """Train the observer of `eval.metrics.pets` on pairs of counterparts, half of them degraded."""
     generator = torch.Generator().manual_seed(SEEDS["judge"])
     factors = sample_factors(images, generator)
     pairs = torch.stack([render_all(factors, species) for species in SPECIES], dim=1)

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from cyclediff.loggers.log import log
-from cyclediff.results import Run, Scored
+from cyclediff.runtime.record import Run, Scored
 
 CONFIG = {"seed": 1, "method": {"eta": 0.1}, "paths": {"outputs": "/home/me"}, "paper": {"values": [1]}}
 COSTS = {"images_per_second": 2.0, "seconds_per_image": 0.5, "network_evaluations_per_image": 50, "network_share": None}

@@ -12,8 +12,20 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
-PRELOAD = ["run", "cyclediff.translate", "cyclediff.editing", "cyclediff.models.pixel", "cyclediff.models.load_text"]
-PRELOAD += ["eval.evaluate", "eval.candidates", "eval.report", "torchmetrics.functional.image", "pyarrow.parquet"]
+PRELOAD = [
+    "run",
+    "cyclediff.runtime.batches",
+    "cyclediff.studies.edit",
+    "cyclediff.models.pixel",
+    "cyclediff.models.load_text",
+]
+PRELOAD += [
+    "eval.evaluate",
+    "eval.metrics.candidates",
+    "eval.report.tables",
+    "torchmetrics.functional.image",
+    "pyarrow.parquet",
+]
 PRELOAD += ["diffusers.models.unets.unet_2d", "diffusers.models.unets.unet_2d_condition", "open_clip", "wandb"]
 
 

@@ -8,13 +8,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from cyclediff.denoiser import EpsDenoiser, LearnedVarianceDenoiser
+from cyclediff.diffusion.denoiser import EpsDenoiser, LearnedVarianceDenoiser
+from cyclediff.diffusion.schedule import alpha_bar_from_betas
 from cyclediff.models import adm, ddpm
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
 from cyclediff.models.weights import load_converted
 from cyclediff.prompt_alignment import Prompt
-from cyclediff.schedule import alpha_bar_from_betas
 
 GOLDEN = Path(__file__).parent / "golden"
 OFFICIAL = {

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from eval import report
-from eval.atomic import write_atomically
-from eval.report import main, write_tables
+from eval.files import write_atomically
+from eval.report import tables as report
+from eval.report.tables import main, write_tables
 
 from .finished_run import make_run
 
-WRITTEN = {  # in the order of their writing, by the function of eval.report that is called just before
+WRITTEN = {  # in the order of their writing, by the function of eval.report.tables that is called just before
     "table.md": "to_markdown",
     "table.csv": "to_csv",
     "table.tex": "to_latex",

@@ -7,9 +7,9 @@ import torch
 
 from baselines.ddib import DDIB
 from baselines.sdedit import SDEdit, sdedit
-from cyclediff.noise import Noise
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
-from cyclediff.steps import transitions
+from cyclediff.diffusion.noise import Noise
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
+from cyclediff.diffusion.steps import transitions
 
 from .nets import RecordedNoise, gaussian_denoiser
 

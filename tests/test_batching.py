@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from cyclediff import batching
-from cyclediff.batching import FILE, find_batch_size, is_out_of_memory, remember, remembered
 from cyclediff.errors import UserError
+from cyclediff.runtime import batch_size
+from cyclediff.runtime.batch_size import FILE, find_batch_size, is_out_of_memory, remember, remembered
 
 
 class Device:
@@ -23,7 +23,7 @@ class Device:
 
 
 def found(device, most, monkeypatch):
-    monkeypatch.setattr(batching.time, "perf_counter", lambda: device.now)
+    monkeypatch.setattr(batch_size.time, "perf_counter", lambda: device.now)
     return find_batch_size(device, most)
 
 
@@ -34,7 +34,7 @@ def found(device, most, monkeypatch):
         (1, 1000, 1000, 1),
         (64, 20, 1000, 16),  # memory ends
         (64, 1000, 11, 8),  # no more images
-        (1000, 1000, 1000, batching.MOST),
+        (1000, 1000, 1000, batch_size.MOST),
         (64, 1000, 1, 1),
     ],
 )
@@ -43,9 +43,9 @@ def test_doubling_ends(lanes, room, most, size, monkeypatch):
 
 
 def test_what_takes_long_is_not_made_longer(monkeypatch):
-    device = Device(64, 1000, seconds=2 * batching.LONG)
+    device = Device(64, 1000, seconds=2 * batch_size.LONG)
     assert found(device, 1000, monkeypatch) == 1
-    assert device.now < 10 * batching.LONG
+    assert device.now < 10 * batch_size.LONG
 
 
 def test_no_room_for_one_image(monkeypatch):

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from eval.clip import CONFIG, WEIGHTS, clip_score, directional_clip, is_defined, open_clip_scorer
-from eval.features import MARK, file_digest
+from eval.metrics.clip import CONFIG, WEIGHTS, clip_score, directional_clip, is_defined, open_clip_scorer
+from eval.metrics.features import MARK, file_digest
 
 from .nets import golden
 

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from eval.comparison import judge_claims, mark, over_seeds, replicates
+from eval.report.comparison import judge_claims, mark, over_seeds, replicates
 
 N = 40
 

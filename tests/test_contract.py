@@ -11,11 +11,11 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from cyclediff.attention_control import AttentionControl
-from cyclediff.denoiser import GuidedDenoiser
-from cyclediff.meter import Meter
-from cyclediff.noise import Noise
+from cyclediff.diffusion.denoiser import GuidedDenoiser
+from cyclediff.diffusion.noise import Noise
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
 from cyclediff.prompt_alignment import Prompt
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas
+from cyclediff.runtime.meter import Meter
 
 from .nets import gaussian_denoiser, tiny_classifier
 

@@ -9,8 +9,8 @@ from baselines.ddib import DDIB
 from baselines.sdedit import SDEdit
 from cyclediff.attention_control import AttentionControl
 from cyclediff.cyclediffusion import CycleDiffusion
+from cyclediff.diffusion.noise import Noise
 from cyclediff.models.load_text import load_text_to_image
-from cyclediff.noise import Noise
 
 from .nets import gaussian_denoiser
 from .tiny_sd import stable_diffusion

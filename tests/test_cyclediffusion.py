@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from cyclediff.cyclediffusion import CycleDiffusion, cyclediffusion, decode, encode
-from cyclediff.denoiser import EpsDenoiser
-from cyclediff.noise import Noise
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
-from cyclediff.steps import ddim_sigma, ddim_step, q_sample, transitions
+from cyclediff.diffusion.denoiser import EpsDenoiser
+from cyclediff.diffusion.noise import Noise
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
+from cyclediff.diffusion.steps import ddim_sigma, ddim_step, q_sample, transitions
 
 from .nets import gaussian_denoiser
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclediff.data import (
+from cyclediff.data.folders import (
     Expected,
     Folder,
     Sources,

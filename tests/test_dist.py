@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import pytest
 from pyarrow import parquet
 
-from cyclediff import dist
-from cyclediff.results import Run
-from cyclediff.translate import summarise
+from cyclediff.runtime import distributed
+from cyclediff.runtime.batches import summarise
+from cyclediff.runtime.record import Run
 
 from .forking import At, Refusing, finish, killed, start
 from .test_run import ROOT, SMALL, contents
@@ -225,8 +225,13 @@ def test_costs_of_several_starts_and_processes(tmp_path):
 
 
 def exchanged():
-    dist.start()
-    return dist.rank(), dist.world(), dist.gather(dist.rank()), dist.from_first(lambda: f"of {dist.rank()}")
+    distributed.start()
+    return (
+        distributed.rank(),
+        distributed.world(),
+        distributed.gather(distributed.rank()),
+        distributed.from_first(lambda: f"of {distributed.rank()}"),
+    )
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from cyclediff import doctor
-from cyclediff.doctor import Experiment, cells, folder_size, inspect
+from cyclediff.cli import doctor
+from cyclediff.cli.doctor import Experiment, cells, folder_size, inspect
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "conf")
@@ -71,10 +71,10 @@ def test_files_arrive_one_by_one(folders, tmp_path):
 
 
 def test_what_doctor_lists_is_what_a_run_asks_for(folders):
-    """cyclediff.needs refuses a run with a screen that names the same files."""
-    from cyclediff.assets import catalogue
+    """cyclediff.studies.requirements refuses a run with a screen that names the same files."""
+    from cyclediff.data.assets import catalogue
     from cyclediff.errors import UserError
-    from cyclediff.needs import unpaired_weights
+    from cyclediff.studies.requirements import unpaired_weights
 
     cfg = doctor._compose(CONFIG, ["experiment=wild2dog", *folders])
     with pytest.raises(UserError) as screen:

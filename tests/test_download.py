@@ -18,8 +18,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from cyclediff.assets import catalogue, direct_url
-from cyclediff.download import fetch, unpack
+from cyclediff.data.assets import catalogue, direct_url
+from cyclediff.data.download import fetch, unpack
 from cyclediff.errors import UserError
 
 ROOT = Path(__file__).parents[1]

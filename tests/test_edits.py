@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclediff.data import PETS_SEEDS
-from cyclediff.edits import (
+from cyclediff.data.edit_lists import (
     EditList,
     EditTuple,
     decode_mask,
@@ -19,9 +18,10 @@ from cyclediff.edits import (
     read_edit_list,
     read_prompts,
 )
+from cyclediff.data.folders import PETS_SEEDS
 from cyclediff.errors import UserError
-from cyclediff.pet_edits import prepare_pet_edits
 from cyclediff.pets.captions import sample_edits
+from cyclediff.pets.folders import prepare_pet_edits
 from cyclediff.pets.render import FACTORS, render, sample_factors
 
 
@@ -447,5 +447,5 @@ def test_pet_edits_are_drawn_once(pet_edits):
 
 
 def test_lists_are_read_without_torch():
-    code = "import sys, cyclediff.edits; sys.exit('torch' in sys.modules)"
+    code = "import sys, cyclediff.data.edit_lists; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

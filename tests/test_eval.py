@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclediff.data import prepare_pets
-from cyclediff.images import to_uint8
+from cyclediff.data.folders import prepare_pets
+from cyclediff.data.images import to_uint8
 from cyclediff.pets.captions import sample_edits
 from cyclediff.pets.render import render, sample_factors
-from eval.clip import ClipScorer
 from eval.edits import Edit, read_edits
 from eval.evaluate import evaluate as score
-from eval.pets import DOMAIN, PetsJudge, edit_error, factor_error, kept_error, pets_judge
+from eval.metrics.clip import ClipScorer
+from eval.metrics.pets import DOMAIN, PetsJudge, edit_error, factor_error, kept_error, pets_judge
 from eval.protocols import Protocol
 
 JUDGE = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights" / "judge.safetensors"

@@ -16,7 +16,7 @@ from pytorch_fid.fid_score import calculate_frechet_distance
 from skimage.metrics import peak_signal_noise_ratio
 
 from eval.evaluate import evaluate, main
-from eval.features import Extractor
+from eval.metrics.features import Extractor
 from eval.protocols import JUDGE, RECIPES, Protocol, load_protocol
 
 ROOT = Path(__file__).parents[1]
@@ -264,8 +264,8 @@ def test_an_unknown_protocol_is_told(tmp_path):
 def test_processes_with_other_kinds_of_images_join(folders):
     """One process may have all the masks, and one no image at all."""
     from eval.edits import Edit
-    from eval.measure import columns, joined, measure
-    from eval.pictures import pair
+    from eval.metrics.measure import columns, joined, measure
+    from eval.metrics.pictures import pair
 
     mask = folders["source"] / "masks" / "m.png"
     mask.parent.mkdir()

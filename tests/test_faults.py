@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from eval.report import write_tables
+from eval.report.tables import write_tables
 
 from .finished_run import make_run
 from .forking import At, Recording, Refusing, finish, killed, killed_half_way, start, stopped

@@ -7,8 +7,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from eval.frechet import Statistics, frechet_distance, frechet_infinity, frechet_replicates
-from eval.statistics import resamples
+from eval.metrics.frechet import Statistics, frechet_distance, frechet_infinity, frechet_replicates
+from eval.metrics.statistics import resamples
 
 
 def features(n, d, seed, scale=1.0, shift=0.0):
@@ -97,14 +97,14 @@ def test_replicates_are_distances_of_resamples(n_a, n_b, d, known):
 def test_many_replicates_are_the_same_in_blocks(monkeypatch):
     a, b = features(30, 4, 1), features(30, 4, 2)
     whole = frechet_replicates(a, b, resamples(30, 20))
-    monkeypatch.setattr("eval.frechet.BLOCK", 300)
+    monkeypatch.setattr("eval.metrics.frechet.BLOCK", 300)
     assert torch.allclose(frechet_replicates(a, b, resamples(30, 20)), whole, rtol=1e-12)
 
 
 def test_wide_features_are_multiplied_in_halves(monkeypatch):
     a, b = features(60, 13, 1), features(50, 13, 2, scale=1.5)
     whole = frechet_distance(a, b)
-    monkeypatch.setattr("eval.frechet.NARROW", 2)
+    monkeypatch.setattr("eval.metrics.frechet.NARROW", 2)
     assert frechet_distance(a, b) == pytest.approx(whole, rel=1e-10)
 
 
@@ -133,7 +133,7 @@ def test_extrapolation_comes_nearer_to_the_truth():
 
 
 def test_extrapolation_finds_the_intercept_of_a_line(monkeypatch):
-    monkeypatch.setattr("eval.frechet.frechet_replicates", lambda a, b, counts: 7 + 40 / counts.sum(1).double())
+    monkeypatch.setattr("eval.metrics.frechet.frechet_replicates", lambda a, b, counts: 7 + 40 / counts.sum(1).double())
     assert frechet_infinity(features(50, 2, 1), features(50, 2, 2)) == pytest.approx(7, rel=1e-9)
 
 

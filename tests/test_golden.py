@@ -8,8 +8,8 @@ from baselines.egsde import EGSDE, domain_energy, egsde, gradient, structure_ene
 from baselines.ilvr import ILVR, ilvr
 from baselines.sdedit import SDEdit, sdedit
 from cyclediff.cyclediffusion import CycleDiffusion, encode
-from cyclediff.lowpass import lowpass, resize_matrix
-from cyclediff.schedule import linear_betas, respaced_timesteps, spaced_timesteps
+from cyclediff.diffusion.lowpass import lowpass, resize_matrix
+from cyclediff.diffusion.schedule import linear_betas, respaced_timesteps, spaced_timesteps
 
 from .nets import RecordedNoise, cases, golden, tiny_classifier, tiny_denoiser
 

@@ -10,13 +10,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cyclediff.cyclediffusion import CycleDiffusion, decode, encode
-from cyclediff.denoiser import GuidedDenoiser
+from cyclediff.diffusion.denoiser import GuidedDenoiser
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, latent_timesteps, sampling_path, scaled_linear_betas
+from cyclediff.diffusion.steps import ddim_sigma, transitions
 from cyclediff.models.text_to_image import caller
 from cyclediff.prompt_alignment import Prompt
-from cyclediff.schedule import alpha_bar_from_betas, latent_timesteps, sampling_path, scaled_linear_betas
-from cyclediff.search import search
-from cyclediff.selection import Grid, rank
-from cyclediff.steps import ddim_sigma, transitions
+from cyclediff.shared_encoding import search
+from cyclediff.studies.selection import Grid, rank
 
 from .nets import GOLDEN, RecordedNoise, cases, golden, state_of
 

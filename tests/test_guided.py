@@ -5,11 +5,11 @@ import torch
 
 from baselines.egsde import EGSDE, domain_energy, gradient, structure_energy
 from baselines.ilvr import ILVR, ilvr
-from cyclediff.denoiser import LearnedVarianceDenoiser
-from cyclediff.lowpass import lowpass
-from cyclediff.noise import Noise
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas, respaced_timesteps
-from cyclediff.steps import q_sample
+from cyclediff.diffusion.denoiser import LearnedVarianceDenoiser
+from cyclediff.diffusion.lowpass import lowpass
+from cyclediff.diffusion.noise import Noise
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, respaced_timesteps
+from cyclediff.diffusion.steps import q_sample
 
 from .nets import gaussian_denoiser
 

@@ -5,8 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
+from cyclediff.data.images import (
+    from_uint8,
+    read_batch,
+    read_rgb,
+    square,
+    to_pil,
+    to_uint8,
+    write_atomically,
+    write_png,
+)
 from cyclediff.errors import UserError
-from cyclediff.images import from_uint8, read_batch, read_rgb, square, to_pil, to_uint8, write_atomically, write_png
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 

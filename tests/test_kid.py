@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from eval.kid import kernel_distance, kernel_distance_subsets, kernel_replicates
-from eval.statistics import resamples
+from eval.metrics.kid import kernel_distance, kernel_distance_subsets, kernel_replicates
+from eval.metrics.statistics import resamples
 
 
 def features(n, d, seed, scale=1.0, shift=0.0):
@@ -47,7 +47,7 @@ def test_many_images_go_through_in_blocks(monkeypatch):
     a, b, counts = features(30, 8, 1), features(23, 8, 2), resamples(30, 5)
     expected = double_sum(a, b, [1] * 30), [double_sum(a, b, row) for row in counts.tolist()]
     for rows in (7, 10, 1000):
-        monkeypatch.setattr("eval.kid.ROWS", rows)
+        monkeypatch.setattr("eval.metrics.kid.ROWS", rows)
         assert kernel_distance(a, b) == pytest.approx(expected[0], rel=1e-9)
         assert kernel_replicates(a, b, counts).tolist() == pytest.approx(expected[1], rel=1e-9)
 

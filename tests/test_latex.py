@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from eval.latex import escape, to_latex
-from eval.sections import Column, Section
+from eval.report.latex import escape, to_latex
+from eval.report.sections import Column, Section
 
 COLUMNS = [
     Column("fid", "FID ↓", 2),

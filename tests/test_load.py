@@ -8,11 +8,11 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import save_file
 
-from cyclediff.denoiser import EpsDenoiser, LearnedVarianceDenoiser
+from cyclediff.diffusion.denoiser import EpsDenoiser, LearnedVarianceDenoiser
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
 from cyclediff.errors import UserError
 from cyclediff.models.checkpoint import carries_mark, read_checkpoint
 from cyclediff.models.load import load_adm, load_classifier, load_ddpm, load_diffusers
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas
 from scripts.make_random_checkpoints import shapes
 
 from .nets import GOLDEN, TINY, state_of, tiny_classifier, tiny_network

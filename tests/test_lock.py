@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from cyclediff import lock
 from cyclediff.errors import UserError
-from cyclediff.lock import LOCK, OWNER, claimed
+from cyclediff.runtime import lock
+from cyclediff.runtime.lock import LOCK, OWNER, claimed
 
 from .forking import fork
 

@@ -14,8 +14,8 @@ from PIL import Image
 from cyclediff.errors import UserError
 from cyclediff.loggers.log import check, log
 from cyclediff.loggers.view import Point, read_view
-from eval.report import to_csv
-from eval.sections import read_sections
+from eval.report.sections import read_sections
+from eval.report.tables import to_csv
 
 from .finished_run import COSTS, make_run, only_warning, read_json, set_fid
 

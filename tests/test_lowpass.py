@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cyclediff.lowpass import lowpass, resize_matrix
+from cyclediff.diffusion.lowpass import lowpass, resize_matrix
 
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 

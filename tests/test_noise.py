@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cyclediff.noise import Noise
+from cyclediff.diffusion.noise import Noise
 
 X = torch.empty(4, 3, 5, 5)
 IDS = ["a", "b", "c", "d"]

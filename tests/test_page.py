@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.charts import COLOURS, HEIGHT, SHAPES, WIDTH, Axis, _Span, draw_chart, ticks
-from eval.comparison import Verdict
-from eval.page import write_page
-from eval.sections import read_running, read_sections
-from eval.tradeoff import Curve
+from eval.report.charts import COLOURS, HEIGHT, SHAPES, WIDTH, Axis, _Span, draw_chart, ticks
+from eval.report.comparison import Verdict
+from eval.report.page import write_page
+from eval.report.sections import read_running, read_sections
+from eval.report.tradeoff import Curve
 
 IDS = tuple(f"cat{k}" for k in range(5))
 VOID = {"meta", "link", "img", "input", "br", "hr"}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from eval.pairwise import background, l2, psnr, ssim
+from eval.metrics.pairwise import background, l2, psnr, ssim
 
 from .nets import golden
 
@@ -85,7 +85,7 @@ def test_images_are_compared_in_blocks_of_any_size(monkeypatch):
     a, b = noise(7, 3, 16, 16, seed=1), noise(7, 3, 16, 16, seed=2)
     whole = ssim(a, b)
     for block in (1, 2 * 3 * 16 * 16, 3 * 3 * 16 * 16):
-        monkeypatch.setattr("eval.pairwise.BLOCK", block)
+        monkeypatch.setattr("eval.metrics.pairwise.BLOCK", block)
         assert torch.allclose(ssim(a, b), whole, rtol=1e-12)
 
 

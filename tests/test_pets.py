@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from cyclediff.cyclediffusion import decode
-from cyclediff.denoiser import X0Denoiser, blend_x0
+from cyclediff.data.images import to_uint8
+from cyclediff.diffusion.denoiser import X0Denoiser, blend_x0
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
 from cyclediff.errors import UserError
-from cyclediff.images import to_uint8
-from cyclediff.models.pets import load, load_classifier
 from cyclediff.models.weights import load_weights
+from cyclediff.pets.networks import load, load_classifier
 from cyclediff.pets.render import FACTORS, SPECIES, render, sample_factors
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
-from eval.pets import DOMAIN, factor_error, load_pets_judge, observe
+from eval.metrics.pets import DOMAIN, factor_error, load_pets_judge, observe
 
 WEIGHTS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
 NAMES = {factor.name: column for column, factor in enumerate(FACTORS)}

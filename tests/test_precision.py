@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from cyclediff import precision
-from cyclediff.denoiser import EpsDenoiser
+from cyclediff.diffusion.denoiser import EpsDenoiser
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
 from cyclediff.errors import UserError
-from cyclediff.models.pets import load
-from cyclediff.models.ready import Evaluation, ready
-from cyclediff.precision import exact, insist_on_bound
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas
+from cyclediff.models.inference import Evaluation, ready
+from cyclediff.pets.networks import load
+from cyclediff.runtime import precision
+from cyclediff.runtime.precision import exact, insist_on_bound
 
 from .forking import finish
 from .test_pets import WEIGHTS

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.frechet import Statistics, frechet_distance
-from eval.references import cached, read_statistics
+from eval.metrics.frechet import Statistics, frechet_distance
+from eval.metrics.references import cached, read_statistics
 
 
 def features(n, d, seed):

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image, ImageFont
 from rich.console import Console
 
-from eval.grid import GAP, LABEL, LINE, TILE, draw_grid, wrap
-from eval.report import main, to_csv, to_markdown, to_rich, write_tables
-from eval.sections import read_sections
+from eval.report.grid import GAP, LABEL, LINE, TILE, draw_grid, wrap
+from eval.report.sections import read_sections
+from eval.report.tables import main, to_csv, to_markdown, to_rich, write_tables
 
 
 def make_run(

@@ -7,9 +7,9 @@ import warnings
 import pytest
 from PIL import Image
 
+from cyclediff.data.images import write_atomically
 from cyclediff.errors import UserError
-from cyclediff.images import write_atomically
-from cyclediff.results import Run, Scored, code_digest, provenance
+from cyclediff.runtime.record import Run, Scored, code_digest, provenance
 
 IDENTITY = {"task": "t", "method": {"name": "m", "eta": 0.1}, "seed": 1, "data": {"digest": "d", "n": 2}}
 EDITING = {**IDENTITY, "selection": {"candidates": 2}}

@@ -13,8 +13,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from cyclediff.models.checkpoint import MARK
-from eval.clip import open_clip_scorer
 from eval.evaluate import evaluate as score
+from eval.metrics.clip import open_clip_scorer
 from eval.protocols import Protocol
 
 from .forking import run

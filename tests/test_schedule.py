@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas, respaced_timesteps, spaced_timesteps
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, respaced_timesteps, spaced_timesteps
 
 
 def test_alpha_bar_is_the_product_of_signal_kept():

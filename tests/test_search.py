@@ -8,12 +8,12 @@ import torch
 from baselines.ddib import DDIB
 from baselines.sdedit import SDEdit
 from cyclediff.attention_control import AttentionControl
-from cyclediff.candidates import Edits, count_rows, edit, split
 from cyclediff.cyclediffusion import CycleDiffusion
+from cyclediff.diffusion.noise import Noise
 from cyclediff.models.load_text import load_text_to_image
-from cyclediff.noise import Noise
-from cyclediff.search import search
-from cyclediff.selection import Grid
+from cyclediff.shared_encoding import search
+from cyclediff.studies.candidates import Edits, count_rows, edit, split
+from cyclediff.studies.selection import Grid
 
 from .tiny_sd import stable_diffusion
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from eval.frechet import Statistics, frechet_distance, frechet_replicates
-from eval.statistics import Difference, difference, interval, mean_replicates, resamples
+from eval.metrics.frechet import Statistics, frechet_distance, frechet_replicates
+from eval.metrics.statistics import Difference, difference, interval, mean_replicates, resamples
 
 TRIALS = 300
 

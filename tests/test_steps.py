@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cyclediff.steps import (
+from cyclediff.diffusion.steps import (
     ddim_sigma,
     ddim_step,
     ddpm_sigma,

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cyclediff import stop
+from cyclediff.runtime import stop
 
 from .forking import At, start
 from .test_dist import assert_same_tables, one, ranks

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from cyclediff import data
-from cyclediff.data import MOST_PIXELS, list_images, prepare_photos, raw_folder, read_photo
+from cyclediff.data import folders as data
+from cyclediff.data.folders import MOST_PIXELS, list_images, prepare_photos, raw_folder, read_photo
 from cyclediff.errors import UserError
-from eval import pictures
+from eval.metrics import pictures
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "conf")

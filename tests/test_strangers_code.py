@@ -25,16 +25,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from cyclediff import cli, download
-from cyclediff.download import unpack
-from cyclediff.edits import read_edit_list
+from cyclediff.cli import errors as cli
+from cyclediff.data import download
+from cyclediff.data.download import unpack
+from cyclediff.data.edit_lists import read_edit_list
 from cyclediff.errors import UserError
 from cyclediff.models.checkpoint import read_checkpoint
-from eval.clip import open_clip_scorer
 from eval.edits import read_edits
-from eval.inception import PYTORCH_FID, pytorch_fid
-from eval.lpips import lpips_network
-from eval.references import cached, read_statistics
+from eval.metrics.clip import open_clip_scorer
+from eval.metrics.inception import PYTORCH_FID, pytorch_fid
+from eval.metrics.lpips import lpips_network
+from eval.metrics.references import cached, read_statistics
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "conf")

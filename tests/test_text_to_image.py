@@ -9,9 +9,9 @@ from diffusers import CycleDiffusionPipeline, LDMTextToImagePipeline, StableDiff
 from baselines.ddib import DDIB
 from baselines.sdedit import SDEdit
 from cyclediff.cyclediffusion import CycleDiffusion
+from cyclediff.diffusion.noise import Noise
 from cyclediff.errors import UserError
 from cyclediff.models.load_text import load_text_to_image
-from cyclediff.noise import Noise
 
 from .nets import RecordedNoise
 from .tiny_sd import latent_diffusion, stable_diffusion
@@ -94,7 +94,7 @@ def test_sampling_equals_latent_diffusions_pipeline(tmp_path, parity):
         output_type="np",
     ).images  # fmt: skip
     from baselines.ddib import sample
-    from cyclediff.schedule import sampling_path
+    from cyclediff.diffusion.schedule import sampling_path
 
     timesteps, end = sampling_path(model.alpha_bar, 20, "latent")
     denoiser = model.condition(["a photo of a red cat"], 3.0)

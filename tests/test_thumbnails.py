@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eval import thumbnails
-from eval.thumbnails import LEVELS, make_thumbnails
+from eval.report import thumbnails
+from eval.report.thumbnails import LEVELS, make_thumbnails
 
 from .test_page import picture
 

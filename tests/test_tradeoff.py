@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from eval.tradeoff import Curve, curves, dominated_area, pareto_front, shares
+from eval.report.tradeoff import Curve, curves, dominated_area, pareto_front, shares
 
 HIGHER = list(itertools.product([True, False], repeat=2))
 

@@ -5,10 +5,10 @@ import threading
 import pytest
 import torch
 
-from cyclediff import transfer, translate
+from cyclediff.data.images import read_rgb
 from cyclediff.errors import UserError
-from cyclediff.images import read_rgb
-from cyclediff.transfer import Writer
+from cyclediff.runtime import async_io, batches
+from cyclediff.runtime.async_io import Writer
 
 from .test_translate import translated
 
@@ -19,7 +19,7 @@ def test_a_batch_is_written_while_the_next_one_is_made(tmp_path, monkeypatch):
     """The first picture is held back until the network sees the second batch: written at once, it never would."""
     second, late, calls = threading.Event(), [], []
 
-    def write(image, path, plain=transfer.write_png):
+    def write(image, path, plain=async_io.write_png):
         late.append(not second.wait(PATIENCE))
         plain(image, path)
 
@@ -29,7 +29,7 @@ def test_a_batch_is_written_while_the_next_one_is_made(tmp_path, monkeypatch):
             second.set()
         return 0.5 * x
 
-    monkeypatch.setattr(transfer, "write_png", write)
+    monkeypatch.setattr(async_io, "write_png", write)
     source, run = translated(tmp_path, network, images=4)
     assert late == [False] * 4
     assert not run.missing(source.ids)
@@ -38,7 +38,7 @@ def test_a_batch_is_written_while_the_next_one_is_made(tmp_path, monkeypatch):
 def test_a_batch_is_read_while_the_one_before_is_made(tmp_path, monkeypatch):
     read, late, calls = threading.Event(), [], []
 
-    def reading(paths, plain=translate.read_batch):
+    def reading(paths, plain=batches.read_batch):
         calls.append(paths)
         if len(calls) == 2:
             read.set()
@@ -48,7 +48,7 @@ def test_a_batch_is_read_while_the_one_before_is_made(tmp_path, monkeypatch):
         late.append(not read.wait(PATIENCE))
         return 0.5 * x
 
-    monkeypatch.setattr(translate, "read_batch", reading)
+    monkeypatch.setattr(batches, "read_batch", reading)
     translated(tmp_path, network, images=4)
     assert late == [False] * 8
     assert len(calls) == 2
@@ -61,7 +61,7 @@ def pictures(count):
 def test_pictures_are_written_in_order_and_all(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(
-        transfer, "write_png", lambda image, path, plain=transfer.write_png: (plain(image, path), written.append(path))
+        async_io, "write_png", lambda image, path, plain=async_io.write_png: (plain(image, path), written.append(path))
     )
     paths = [tmp_path / f"{i}.png" for i in range(6)]
     with Writer() as writer:

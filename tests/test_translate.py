@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from baselines.sdedit import SDEdit
-from cyclediff.data import prepare_pets
-from cyclediff.denoiser import EpsDenoiser, LearnedVarianceDenoiser
+from cyclediff.data.folders import prepare_pets
+from cyclediff.data.images import read_rgb
+from cyclediff.diffusion.denoiser import EpsDenoiser, LearnedVarianceDenoiser
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
 from cyclediff.errors import UserError
-from cyclediff.images import read_rgb
-from cyclediff.meter import Meter
 from cyclediff.models.pixel import PixelModel
-from cyclediff.results import Run
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas
-from cyclediff.setup import Setup
-from cyclediff.translate import each_batch, summarise, translate
+from cyclediff.runtime.batches import each_batch, summarise, translate
+from cyclediff.runtime.execution import Setup
+from cyclediff.runtime.meter import Meter
+from cyclediff.runtime.record import Run
 
 ALPHA_BAR = alpha_bar_from_betas(linear_betas())
 CPU = torch.device("cpu")

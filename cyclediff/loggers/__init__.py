@@ -1,0 +1,1 @@
+"""W&B and TensorBoard: views of what is on disk."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cyclediff.images import read_rgb
+from cyclediff.data.images import read_rgb
 from cyclediff.loggers.view import ImageRow, RunView, read_view
 
 GAP = 4  # white pixels between the pictures of a row

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cyclediff.denoiser import EpsDenoiser, LearnedVarianceDenoiser
+from cyclediff.diffusion.denoiser import EpsDenoiser, LearnedVarianceDenoiser
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
 from cyclediff.errors import UserError
 from cyclediff.models import adm, ddpm
 from cyclediff.models.adm import AttentionOrder
 from cyclediff.models.checkpoint import read_checkpoint
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
+from cyclediff.models.inference import ready
 from cyclediff.models.pixel import PixelModel
-from cyclediff.models.ready import ready
 from cyclediff.models.weights import load_converted
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas
 
 Shape = tuple[tuple[str, Any], ...]  # arguments of a builder, in a form that can be cached
 Form = tuple[str, str, str | None]  # device, dtype and compile mode, see `ready`

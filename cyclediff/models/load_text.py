@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from cyclediff.attention_control import install
-from cyclediff.denoiser import Prediction
+from cyclediff.diffusion.denoiser import Prediction
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, scaled_linear_betas
 from cyclediff.errors import UserError
-from cyclediff.models.ready import DTYPES, check
+from cyclediff.models.inference import DTYPES, check
 from cyclediff.models.text_to_image import TextModel, caller
-from cyclediff.schedule import alpha_bar_from_betas, linear_betas, scaled_linear_betas
 
 PREDICTIONS = ("epsilon", "v_prediction")
 SAFE = (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cyclediff.denoiser import Denoiser
+from cyclediff.diffusion.denoiser import Denoiser
 from cyclediff.method import NoiseSource
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cyclediff.denoiser import GuidedDenoiser, Network, Prediction
+from cyclediff.diffusion.denoiser import GuidedDenoiser, Network, Prediction
 from cyclediff.method import NoiseSource
 from cyclediff.prompt_alignment import Prompt
 

@@ -1,0 +1,1 @@
+"""Pets, the synthetic benchmark: renderer, captions, edits, networks and their weights."""

@@ -1,0 +1,252 @@
+"""`python run.py doctor`: what is installed and here, and which experiments can run now. Nothing is downloaded."""
+
+import contextlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cyclediff.data.assets import locate
+from cyclediff.data.folders import PETS
+from cyclediff.runtime.record import PACKAGES
+from cyclediff.studies.requirements import MethodFile, method_files
+
+MORE_PACKAGES = ("transformers", "open_clip_torch", "wandb")
+SIZES = {"B": "base", "L": "large"}  # letters of OpenAI's ViT-B-32 and ViT-L-14 → the hub's names
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a file of conf/experiment needs, and what of it is here.
+
+    Args:
+        name: of the experiment.
+        missing: files and folders that are not here.
+        hub: repositories of the Hugging Face hub that are not in its cache; a run downloads them.
+        needed: number of files, folders and repositories.
+        methods: those of its row.
+        ready: those of its row whose files are here; a repository that a run can download counts as here.
+    """
+
+    name: str
+    missing: tuple[Path, ...]
+    hub: tuple[str, ...]
+    needed: int
+    methods: tuple[str, ...]
+    ready: tuple[str, ...]
+
+
+def main(config_dir: str, overrides: Sequence[str] = ()) -> None:
+    """Print versions, devices, room, caches, logins, and a row per experiment.
+
+    Args:
+        config_dir: the folder of the configuration.
+        overrides: settings that move folders, such as paths.checkpoints=DIR.
+    """
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(width=150, highlight=False)
+    base = _compose(config_dir, list(overrides))
+    facts = Table("here", "", box=box.SIMPLE_HEAD)
+    for key, value in {**versions(), **devices(), **places(base.paths), **services()}.items():
+        facts.add_row(key, escape(value))
+    console.print(facts)
+    table = Table("experiment", "runs now", "methods that run now", "not here", box=box.SIMPLE_HEAD)
+    names = sorted(path.stem for path in Path(config_dir, "experiment").glob("*.yaml"))
+    found = [inspect(name, config_dir, overrides) for name in names]
+    for experiment in found:
+        table.add_row(experiment.name, *(escape(cell) for cell in cells(experiment)))
+    console.print(table)
+    if any(experiment.missing for experiment in found):
+        console.print(
+            "`python scripts/assets.py fetch EXPERIMENT` gets the files that have a direct address, `python "
+            "scripts/assets.py status EXPERIMENT` says how to get the others; a run itself downloads from the hub.",
+            soft_wrap=True,
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what computes."""
+    found = {"Python": f"{sys.version.split()[0]}, {platform.system()} {platform.machine()}"}
+    for package in (*PACKAGES, *MORE_PACKAGES):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def devices() -> dict[str, str]:
+    """Processors with their memory."""
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = {"CPU": f"{usable} of {os.cpu_count()} cores, torch uses {torch.get_num_threads()}", "memory": _memory()}
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        found[f"cuda:{index}"] = f"{torch.cuda.get_device_name(index)}, {_gb(free)} of {_gb(total)} free"
+    if not torch.cuda.device_count():
+        found["CUDA"] = "none"
+    found["MPS"] = "yes" if torch.backends.mps.is_available() else "none"
+    return found
+
+
+def _memory() -> str:
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total = _gb(page * os.sysconf("SC_PHYS_PAGES"))
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, ValueError, StopIteration):  # no Linux
+        return "not known"
+    return f"{_gb(free)} of {total} free"
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def places(paths: Mapping[str, str]) -> dict[str, str]:
+    """Room for what is written, and how large the caches are.
+
+    Args:
+        paths: outputs, checkpoints, data and cache, as in conf/paths.
+    """
+    found = {}
+    for key in ("outputs", "checkpoints", "data", "cache"):
+        folder = locate(paths[key]).expanduser().absolute()
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
+        room = f"{_gb(shutil.disk_usage(existing).free)} free"
+        found[f"paths.{key}"] = ", ".join(
+            [str(folder), room]
+            + ([] if os.access(existing, os.W_OK) else ["not writable"])
+            + ([] if existing == folder else ["not there yet"])
+            + ([f"{_gb(folder_size(folder))} used"] if key == "cache" else [])
+        )
+    hub = hub_cache()
+    return found | {"Hugging Face hub's cache": f"{hub}, {_gb(folder_size(hub))} used"}
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of the files below a folder, links not followed; 0 where there is none."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                size += os.lstat(os.path.join(place, name)).st_size
+    return size
+
+
+def hub_cache() -> Path:
+    """Where the Hugging Face hub's files are kept."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def services() -> dict[str, str]:
+    """Whether W&B and SLURM could be used; nobody is asked over the network."""
+    return {
+        "W&B": "logged in" if _logged_in() else "not logged in: logger=wandb keeps runs in files; `wandb login`",
+        "SLURM": shutil.which("sinfo") or "no sinfo on PATH: hydra/launcher=slurm would find no cluster",
+    }
+
+
+def _logged_in() -> bool:
+    """Whether there is a key where W&B looks for one; its own `login` would ask the server who that is."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return host in netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser()).hosts
+    except (OSError, NetrcParseError):  # none, or not readable
+        return False
+
+
+def inspect(name: str, config_dir: str, overrides: Sequence[str] = ()) -> Experiment:
+    """What an experiment needs, and what of it is here."""
+    cfg = _compose(config_dir, [f"experiment={name}", *overrides])
+    methods = tuple(str(cfg.hydra.sweeper.params.method).split(","))
+    files = method_files(config_dir)
+    parts = _weights(cfg)
+    folders = {locate(f) for key in ("source", "reference") if (f := cfg.data[key]) and f != PETS}
+    here = {part for part, (path, hub) in parts.items() if hub or path.exists()}
+    whole = all(folder.exists() for folder in folders)
+    used = set().union(*(_parts_of(files[method], cfg) for method in methods)) & parts.keys()
+    missing = [*(parts[part][0] for part in sorted(used - here)), *(f for f in sorted(folders) if not f.exists())]
+    hub = [repository for part in sorted(used) if (repository := parts[part][1]) and not _in_hub_cache(repository)]
+    return Experiment(
+        name,
+        tuple(missing),
+        tuple(hub),
+        len(used) + len(folders),
+        methods,
+        tuple(method for method in methods if whole and _parts_of(files[method], cfg) <= here),
+    )
+
+
+def cells(experiment: Experiment) -> tuple[str, str, str]:
+    """What a table says of an experiment: whether it runs, by which methods, and what is missing."""
+    ready, methods = experiment.ready, experiment.methods
+    runs = "yes" if ready == methods else "in part" if ready else "no"
+    if ready and experiment.hub:
+        runs += ", with a download"
+    names = "all" if ready == methods else ", ".join(ready) or "none"
+    lines = [str(path) for path in experiment.missing]
+    lines += [f"{repository} (Hugging Face hub)" for repository in experiment.hub]
+    if experiment.missing:
+        lines.insert(0, f"{len(experiment.missing)} of {experiment.needed}:")
+    return runs, names, "\n".join(lines) or "–"
+
+
+def _compose(config_dir: str, overrides: list[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir, version_base=None):
+        return compose("config", overrides, return_hydra_config=True)
+
+
+def _weights(cfg: DictConfig) -> dict[str, tuple[Path, str | None]]:
+    """The files of weights of an experiment by their part, and the repository where a file is one of the hub's."""
+    task, protocol = cfg.task, cfg.protocol
+    if task.editing:
+        nodes = {"model": task.model, "clip": protocol.clip}
+    else:
+        nodes = {"source": task.source_model, "target": task.target_model, "extractor": task.extractor}
+    if protocol.features:
+        nodes["features"] = protocol.features
+    return {part: (locate(node.path), _repository(node)) for part, node in nodes.items() if node.path}
+
+
+def _repository(node: Any) -> str | None:
+    """The hub's repository of a node whose path is no file."""
+    if locate(node.path).exists():
+        return None
+    if node.path == "openai":
+        _, size, patch, *_ = node.model.split("-")
+        return f"timm/vit_{SIZES[size]}_patch{patch}_clip_224.openai"
+    loader = str(node.get("_target_")).rpartition(".")[2]
+    return node.path if loader in ("load_text_to_image", "load_diffusers") else None
+
+
+def _in_hub_cache(repository: str) -> bool:
+    snapshots = hub_cache() / f"models--{repository.replace('/', '--')}" / "snapshots"
+    return any(snapshots.glob("*/*"))
+
+
+def _parts_of(method: MethodFile, cfg: DictConfig) -> set[str]:
+    parts = {"model", "clip"} if cfg.task.editing else set(method.models)
+    return parts | ({"features"} if cfg.protocol.features else set())

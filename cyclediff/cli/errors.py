@@ -1,0 +1,161 @@
+"""The command line's mistakes, each told in one sentence that says what exists."""
+
+import difflib
+import math
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from cyclediff.errors import UserError
+from cyclediff.runtime import distributed, stop
+
+
+@contextmanager
+def telling_mistakes(config_dir: str) -> Iterator[None]:
+    """End the program with one sentence and exit code 2 where its user can mend what is wrong.
+
+    Of several processes one tells, and all end; that holds for errors with a traceback too.
+
+    Args:
+        config_dir: the folder of the configuration, to say what could have been written.
+    """
+    try:
+        yield
+    except UserError as error:
+        fail(str(error))
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, UserError):
+            distributed.end_by_error(error)
+        fail(str(error.__cause__))
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(explain(error, sys.argv[1:], config_dir))
+    except OSError as error:
+        place = error.filename or "writing"
+        fail(f"{place}: {error.strerror}; finished images are kept, paths.outputs=DIR writes elsewhere")
+    except KeyboardInterrupt:
+        fail(stop.STOPPED, code=130)
+    except stop.Stopped as stopped:
+        distributed.end(str(stopped), code=0)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, ValueError | AssertionError) and "/hydra/" in frames[-1].filename:
+            fail(f"the command line is not understood ({error}); write KEY=VALUE, for example method=sdedit")
+        distributed.end_by_error(error)
+
+
+@contextmanager
+def values_are_mistakes() -> Iterator[None]:
+    """Tell a ValueError of code that knows nothing of this program, as a mistake of its user."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise
+        raise UserError(str(error.__cause__)) from error
+
+
+def fail(sentence: str, code: int = 2) -> NoReturn:
+    """Tell why there is no result, and end the program."""
+    distributed.end(f"error: {sentence}", code)
+
+
+def explain(error: Exception, overrides: list[str], config_dir: str) -> str:
+    """One sentence for an error of Hydra or OmegaConf."""
+    if isinstance(error, MissingConfigException) and error.options:
+        name = str(error.missing_cfg_file)
+        group, _, option = name.rpartition("/")
+        return f"there is no {group} named {option}; choose {_listed(option, error.options)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is not a setting; write KEY=VALUE, for example method=sdedit"
+    if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
+        for override in overrides:
+            unknown = _unknown_key(override, overrides, config_dir)
+            if unknown:
+                return unknown
+    return " ".join(str(error).split())
+
+
+def _unknown_key(override: str, overrides: list[str], config_dir: str) -> str | None:
+    """The sentence for an override whose key is not in the configuration, if that is what is wrong with it."""
+    try:
+        key = OverridesParser.create().parse_override(override).key_or_group
+    except HydraException:
+        return None
+    if Path(config_dir, key.split("@")[0]).is_dir():
+        return None  # a group: Hydra's own message says what is wrong with it
+    chosen = [o for o in overrides if Path(config_dir, o.lstrip("+~").split("=")[0].split("@")[0]).is_dir()]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir, version_base=None):
+        try:
+            node: Any = compose("config", chosen)
+        except (HydraException, OmegaConfBaseException):
+            return None
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(node, DictConfig) or part not in node:
+            where = ".".join(parts[:depth])
+            names = [str(name) for name in node] if isinstance(node, DictConfig) else []
+            place = f"{where} has no setting {part}" if where else f"there is no setting {part}"
+            return f"{place}; choose {_listed(part, names)}" if names else f"{where} has no settings of its own"
+        node = node[part]
+    return None
+
+
+def _listed(given: str, names: Iterable[str]) -> str:
+    names = sorted(names)
+    close = difflib.get_close_matches(given, names, n=1)
+    return f"one of {', '.join(names)}" + (f" (did you mean {close[0]}?)" if close else "")
+
+
+def check_number(cfg: DictConfig, key: str, least: int, word: str | None = None) -> None:
+    """Insist on a whole number.
+
+    Raises:
+        UserError: if the setting is anything else, or less than `least`, and not `word`.
+    """
+    value = cfg
+    for part in key.split("."):
+        value = value[part]
+    if word is not None and value == word:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        allowed = f"a whole number of at least {least}{f', or {word}' if word else ''}"
+        raise UserError(f"{key} must be {allowed}; got {value}")
+
+
+def build(cls: type, settings: dict[str, Any]) -> Any:
+    """Make a method from its settings, with their types checked against its annotations.
+
+    Raises:
+        UserError: if a value has another type or is outside its range.
+    """
+    for key, kind in get_type_hints(cls).items():
+        allowed = (int, float) if kind is float else kind
+        if key in settings and kind in (int, float, bool, str):
+            wrong = not isinstance(settings[key], allowed) or (isinstance(settings[key], bool) and kind is not bool)
+            if wrong:
+                raise UserError(f"method.{key} must be of type {kind.__name__}; got {settings[key]!r}")
+            if kind is float and not math.isfinite(settings[key]):
+                raise UserError(f"method.{key} must be a finite number; got {settings[key]}")
+    try:
+        return cls(**settings)
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,1 @@
+"""Images and lists of edits from disk, and where files of real experiments come from."""

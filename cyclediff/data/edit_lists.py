@@ -1,0 +1,347 @@
+"""The tuples of zero-shot editing (image, what is on it, what should be on it): from a list to a prepared folder.
+
+A prepared folder holds `<id>.png`, `edits.csv` (id, source, target, category, mask) and, where a list marks the region
+that may change, `masks/<id>.png`.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cyclediff.data.folders import EDITS, Folder, cached_folder, digest_of, plain, read_photo, sha256_of, write_edits
+from cyclediff.data.images import square, write_png
+from cyclediff.errors import UserError
+
+FORMATS = (
+    "CycleDiffusion's translate-text.json, PIE-Bench's mapping_file.json or a CSV in UTF-8 with the columns image, "
+    "source and target"
+)
+PIE_CATEGORIES = (  # by editing_type_id
+    "random",
+    "change-object",
+    "add-object",
+    "delete-object",
+    "change-content",
+    "change-pose",
+    "change-color",
+    "change-material",
+    "change-background",
+    "change-style",
+)
+PIE_SIZE = 512  # of the images that its masks are drawn on
+
+
+@dataclass(frozen=True)
+class EditTuple:
+    """One task of a list.
+
+    Args:
+        id: names it, and the files made for it.
+        image: the picture to be edited.
+        source: what is on it.
+        target: what should be on it.
+        category: the kind of edit, where a list tells it.
+        mask: where it may change, see `decode_mask`.
+    """
+
+    id: str
+    image: Path
+    source: str
+    target: str
+    category: str = ""
+    mask: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class EditList:
+    """What a list names.
+
+    Args:
+        name: for people.
+        found: tuples whose image is there, in the order of the list.
+        missing: the images of the other tuples as the list writes them, one per tuple, in its order.
+    """
+
+    name: str
+    found: tuple[EditTuple, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A tuple whose image has not been looked for yet; `where` is its place in the list, for people."""
+
+    where: str
+    id: str
+    image: str
+    source: str
+    target: str
+    category: str = ""
+    mask: tuple[int, ...] | None = None
+
+
+def read_edit_list(path: Path) -> EditList:
+    """Read the tuples of a list, whose format is told from its content.
+
+    Args:
+        path: translate-text.json (images below its folder or the folder above, as in CycleDiffusion's repository),
+            mapping_file.json (images below annotation_images beside it, or below its folder) or a CSV with the columns
+            image, source, target and, if wanted, id and category (images below its folder).
+
+    Raises:
+        UserError: if the list is malformed or empty, a text is blank, an id comes twice, an image lies elsewhere, or
+            none of the images is there.
+    """
+    text = _read_text(path)
+    folder = Path(os.path.abspath(path)).parent
+    if text.lstrip().startswith("["):
+        rows, places = _translate_text(_parse_json(text, path), path.name), (folder, folder.parent)
+    elif text.lstrip().startswith("{"):
+        rows, places = _pie_bench(_parse_json(text, path), path.name), (folder / "annotation_images", folder)
+    else:
+        rows, places = _own(text, path), (folder,)
+    if not rows:
+        raise UserError(f"{path} lists no edit; expected {FORMATS}, with at least one")
+    _refuse_equal_ids(rows)
+    images = [_find(row, places) for row in rows]
+    found = tuple(
+        EditTuple(row.id, image, row.source, row.target, row.category, row.mask)
+        for row, image in zip(rows, images, strict=True)
+        if image
+    )
+    if not found:
+        looked = " and ".join(" ".join(str(place / rows[0].image).split()) for place in places)
+        raise UserError(
+            f"none of the images of the {len(rows)} edits in {path} is there; the first was looked for at {looked}; "
+            "put the images there"
+        )
+    return EditList(
+        plain(path.stem), found, tuple(row.image for row, image in zip(rows, images, strict=True) if not image)
+    )
+
+
+def decode_mask(runs: Sequence[int], size: int = PIE_SIZE) -> np.ndarray:
+    """PIE-Bench's run lengths → where the image may change, as PnPInversion's evaluator decodes them.
+
+    Args:
+        runs: start, length, start, length, … over the flattened image; what lies past its end is cut.
+        size: height and width of the image.
+
+    Returns:
+        bool (size, size); the outermost rows and columns are True, because annotations err there.
+
+    Raises:
+        UserError: if the runs are not pairs of numbers from 0.
+    """
+    _check_runs(runs, "a mask")
+    mask = np.zeros(size * size, dtype=bool)
+    for start, length in zip(runs[::2], runs[1::2], strict=True):
+        mask[start : start + length] = True
+    mask = mask.reshape(size, size)
+    mask[[0, -1]] = mask[:, [0, -1]] = True
+    return mask
+
+
+def prepare_edits(edits: EditList, limit: int | None, size: int, resize: str, cache: Path) -> Folder:
+    """Cut the images of a list to squares of `size` pixels, beside their texts and masks, once.
+
+    Args:
+        edits: the list; what it misses is passed over here.
+        limit: take the first `limit` tuples that were found.
+        size: height and width of the prepared images.
+        resize: "bilinear" or "bicubic".
+        cache: where prepared folders are kept.
+
+    Raises:
+        UserError: if a file is no image.
+    """
+    chosen = sorted(edits.found[:limit], key=lambda edit: edit.id)
+    paths = sorted({edit.image for edit in chosen})
+    hashes = {path: sha256_of(path) for path in paths}
+    content = [(edit.id, hashes[edit.image], edit.source, edit.target, edit.category, edit.mask) for edit in chosen]
+    digest = digest_of({"edits": content, "size": size, "resize": resize})
+    masks = {edit.id: f"masks/{edit.id}.png" for edit in chosen if edit.mask is not None}
+
+    def draw(target: Path) -> None:
+        drawn: dict[Path, Path] = {}
+        for edit in chosen:
+            place = target / f"{edit.id}.png"
+            if edit.image in drawn:
+                shutil.copyfile(drawn[edit.image], place)
+            else:
+                write_png(square(read_photo(edit.image), size, resize), place)
+                drawn[edit.image] = place
+            if edit.mask is not None:
+                (target / "masks").mkdir(exist_ok=True)
+                write_png(_mask_image(edit.mask, size), target / masks[edit.id])
+        rows = [(edit.id, edit.source, edit.target, edit.category, masks.get(edit.id, "")) for edit in chosen]
+        write_edits(rows, target / EDITS)
+
+    ids, extra = tuple(edit.id for edit in chosen), (EDITS, *masks.values())
+    return cached_folder(cache / f"{edits.name}-{digest}", ids, edits.name, digest, draw, extra)
+
+
+def read_prompts(folder: Folder) -> dict[str, tuple[str, str]]:
+    """Source and target text of each image of a prepared folder, in the order of its ids."""
+    with (folder.path / EDITS).open(encoding="utf-8", newline="") as file:
+        rows = {row["id"]: (row["source"], row["target"]) for row in csv.DictReader(file)}
+    return {image_id: rows[image_id] for image_id in folder.ids}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); a list of edits is a file: {FORMATS}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 ({error.reason}); expected {FORMATS}") from error
+
+
+def _parse_json(text: str, path: Path) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+            raise UserError(f"{path} has the key {twice!r} twice in one object; rename or remove one")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); mend it or take the published file again") from error
+
+
+def _translate_text(entries: list[Any], file: str) -> list[_Row]:
+    rows = []
+    for i, entry in enumerate(entries):
+        where = f"{file}, tuple {i} (the first is 0)"
+        image, source, target = _fields(entry, ("img_path", "encode_text", "decode_text"), where)
+        rows.append(_Row(where, _numbered(i, image), image, source, target))
+    return rows
+
+
+def _pie_bench(entries: dict[str, Any], file: str) -> list[_Row]:
+    rows = []
+    for key, entry in entries.items():
+        where = f"{file}, entry {key!r}"
+        image, *prompts = _fields(entry, ("image_path", "original_prompt", "editing_prompt"), where)
+        kind, mask = entry.get("editing_type_id"), entry.get("mask")
+        if kind is not None and str(kind) not in map(str, range(len(PIE_CATEGORIES))):
+            raise UserError(
+                f"{where}: editing_type_id should be 0 … {len(PIE_CATEGORIES) - 1}, as published; got {kind!r}"
+            )
+        if mask is not None:
+            _check_runs(mask, f"{where}: the mask")
+        source, target = (prompt.replace("[", "").replace("]", "").strip() for prompt in prompts)
+        category, runs = "" if kind is None else PIE_CATEGORIES[int(kind)], None if mask is None else tuple(mask)
+        rows.append(_Row(where, _checked_id(key, where), image, source, target, category, runs))
+    return rows
+
+
+def _own(text: str, path: Path) -> list[_Row]:
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True))
+    except csv.Error as error:
+        raise UserError(
+            f'{path} is not a valid CSV ({error}); close every quote, and write "" for one inside'
+        ) from error
+    header = [name.strip().lower() for name in lines[0]] if lines else []
+    needed = ("image", "source", "target")
+    if set(needed) - set(header) or len(set(header)) < len(header):
+        raise UserError(
+            f"the first line of {path} has the columns {', '.join(header) or '(none)'}; needed are "
+            f"{', '.join(needed)}, and id and category if wanted, each once and separated by commas"
+        )
+    rows = []
+    for number, line in enumerate(lines[1:], 2):  # as a spreadsheet counts
+        if not any(cell.strip() for cell in line):
+            continue
+        where = f"{path.name}, row {number}"
+        if len(line) > len(header):
+            raise UserError(
+                f'{where}: {len(line)} cells for {len(header)} columns; put a text that has commas in "quotes"'
+            )
+        cells = dict(zip(header, line, strict=False))
+        image, source, target = _fields(cells, needed, where)
+        own, category = (cells.get(name, "").strip() for name in ("id", "category"))
+        row_id = _checked_id(own, where) if own else _numbered(len(rows), image)
+        rows.append(_Row(where, row_id, image, source, target, category))
+    return rows
+
+
+def _fields(entry: object, keys: Sequence[str], where: str) -> list[str]:
+    """Image, source and target of an entry, whatever a format calls them (`keys`, in this order)."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} should be an object with {', '.join(keys)}; got {json.dumps(entry)[:60]}")
+    for key, what in zip(keys, ("image", "source prompt", "target prompt"), strict=True):
+        # PIE-Bench puts [ ] around words that change; between brackets alone there is no text
+        if not isinstance(value := entry.get(key), str) or not value.strip("[] \t\r\n"):
+            raise UserError(f"{where}: no {what}; write it as text under {key!r}, or remove the entry")
+        if re.search("[\x00\ud800-\udfff]", value):
+            raise UserError(f"{where}: the {what} has a null character or half a character in it; write it anew")
+    return [entry[key].strip() for key in keys]
+
+
+def _numbered(index: int, image: str) -> str:
+    """The tuple's place in its list, which is unique, and the image's name, which is readable."""
+    return f"{index:03d}-{_slug(Path(image).stem)}".rstrip("-")
+
+
+def _slug(text: str) -> str:
+    ascii_only = unicodedata.normalize("NFKD", text.casefold()).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")[:40].rstrip("-")
+
+
+def _checked_id(own: str, where: str) -> str:
+    """An id becomes the name of files."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", own):
+        raise UserError(f"{where}: the id {own!r} should be 1 to 80 of a-z, A-Z, 0-9, - and _, a letter or digit first")
+    return own
+
+
+def _refuse_equal_ids(rows: Iterable[_Row]) -> None:
+    seen: dict[str, _Row] = {}
+    for row in rows:
+        other = seen.setdefault(row.id.casefold(), row)  # some file systems do not tell a.png from A.png
+        if other is not row:
+            raise UserError(f"{row.where}: the id {row.id!r} is that of {other.where} as well; rename one of them")
+
+
+def _find(row: _Row, places: Sequence[Path]) -> Path | None:
+    """The image below one of the places, links followed; what leads out of them is refused, not read."""
+    try:
+        candidates = [(place / row.image).resolve() for place in places]
+        roots = [place.resolve() for place in places]
+        if not all(any(candidate.is_relative_to(root) for root in roots) for candidate in candidates):
+            raise UserError(
+                f"{row.where}: the image {row.image!r} lies outside {places[-1]}; copy it into that folder and write "
+                "its path relative to that"
+            )
+        return next((candidate for candidate in candidates if candidate.is_file()), None)
+    except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a null character
+        raise UserError(f"{row.where}: {row.image[:80]!r} is no usable path ({str(error)[:80]}); mend it") from error
+
+
+def _check_runs(runs: Any, what: str) -> None:
+    good = isinstance(runs, list | tuple) and len(runs) % 2 == 0
+    if not good or any(type(number) is not int or number < 0 for number in runs):
+        raise UserError(
+            f"{what} should be start, length, start, length, …, whole numbers from 0; got {str(runs)[:60]}; take the "
+            "published file again"
+        )
+
+
+def _mask_image(runs: Sequence[int], size: int) -> Image.Image:
+    image = Image.fromarray(decode_mask(runs).astype(np.uint8) * 255)
+    return image.resize((size, size), Image.Resampling.NEAREST)

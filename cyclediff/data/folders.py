@@ -1,0 +1,335 @@
+"""From a source (a folder of photos, or the embedded world) to prepared PNGs of one size with ids."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import tempfile
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from cyclediff.data.assets import file_sha256
+from cyclediff.data.images import image_size, read_rgb, square, to_pil, to_uint8, write_atomically, write_png
+from cyclediff.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # decoders that strangers may reach: some others run programs
+MOST_PIXELS = 89_478_485  # where Pillow starts to warn: 256 MiB of RGB
+UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # breaks tables, or is no text
+EDITS = "edits.csv"  # texts and masks in a prepared folder of edits
+EDIT_COLUMNS = ("id", "source", "target", "category", "mask")
+PETS = "pets"
+PETS_VERSION = 1  # of the renderer: a change of its pixels is another data set
+CAPTIONS_VERSION = 1  # of its captions and edits
+PETS_SEEDS = {"source": 1001, "reference": 2002, "edits": 3003}  # the networks were trained on factors of other seeds
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a data set's folder should hold; None is not checked.
+
+    Args:
+        name: of the data set.
+        suffix: of its files.
+        size: height and width of its images.
+        count: number of its images.
+    """
+
+    name: str
+    suffix: str | None
+    size: int | None
+    count: int | None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Prepared images: `<path>/<id>.png` for each id, all of one size (a raw folder: as they are).
+
+    Args:
+        path: the folder.
+        ids: image ids, sorted.
+        name: what the images are, for people.
+        digest: names the content; equal digests mean equal images.
+    """
+
+    path: Path
+    ids: tuple[str, ...]
+    name: str
+    digest: str
+
+    def named(self, name: str | None, suffix: str = "") -> "Folder":
+        """The same images under another name (None keeps it), followed by what was done to them."""
+        return replace(self, name=(name or self.name) + suffix)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The images of one cell.
+
+    Args:
+        source: to be translated.
+        counterpart: their true translations, where there are such.
+        reference: of the target domain, for FID and KID; None for no such scores.
+        dataset: the published data set that source and reference are, checked and whole; None for other images.
+        missing: images that a list names and that are not there.
+        found: how many images of that list are there, before a limit; None: as many as `source` has.
+    """
+
+    source: Folder
+    counterpart: Folder | None
+    reference: Folder | None
+    dataset: str | None
+    missing: tuple[str, ...] = ()
+    found: int | None = None
+
+    def record(self) -> dict[str, str | int | list[str] | None]:
+        """For run.json."""
+        found = len(self.source.ids) if self.found is None else self.found
+        partial = {"of": found + len(self.missing), "missing": list(self.missing)} if self.missing else {}
+        return {
+            "name": self.source.name,
+            "dataset": self.dataset,
+            "digest": self.source.digest,
+            "n": len(self.source.ids),
+            "source": self.source.path.name,
+            "counterpart": self.counterpart and self.counterpart.path.name,
+            "reference": self.reference and self.reference.name,
+            **partial,
+        }
+
+
+def prepare_photos(folder: Path, limit: int | None, size: int, resize: str, cache: Path) -> Folder:
+    """Cut the photos of a folder to squares of `size` pixels, once.
+
+    Args:
+        folder: holds the images; see `list_images`. The id of an image is its stem.
+        limit: take the first `limit` images in the order of their names.
+        size: height and width of the prepared images.
+        resize: "bilinear" or "bicubic".
+        cache: where prepared folders are kept.
+
+    Raises:
+        UserError: if the folder is missing or empty, a file is no image, or two files have one stem; nothing is
+            prepared then.
+    """
+    paths = list_images(folder)[:limit]
+    by_stem: dict[str, Path] = {}
+    for path in paths:  # some file systems do not tell a.png from A.png, or é from e and its accent
+        other = by_stem.setdefault(unicodedata.normalize("NFC", path.stem.casefold()), path)
+        if other is not path:
+            raise UserError(
+                f"{other.name} and {path.name} in {folder} would both become {path.stem}.png; rename one of them"
+            )
+    hashes = {path.stem: sha256_of(path) for path in paths}
+    digest = digest_of({"images": hashes, "size": size, "resize": resize})
+
+    def draw(target: Path) -> None:
+        for path in paths:
+            write_png(square(read_photo(path), size, resize), target / f"{path.stem}.png")
+
+    name = plain(folder.resolve().name)
+    return cached_folder(cache / f"{name}-{digest}", tuple(hashes), name, digest, draw)
+
+
+def raw_folder(folder: Path) -> Folder:
+    """A folder of images that is used as it is."""
+    paths = list_images(folder)
+    hashes = {path.name: sha256_of(path) for path in paths}
+    return Folder(folder, tuple(path.stem for path in paths), plain(folder.resolve().name), digest_of(hashes))
+
+
+def check_dataset(folder: Path, expected: Expected) -> None:
+    """Insist that a folder holds the data set that the protocol means.
+
+    AFHQ v1 and v2 have the same file stems and other pixels, so a mix-up would only show in the numbers.
+
+    Raises:
+        UserError: if the type, number or size of the files is another.
+    """
+    paths = list_images(folder)
+    advice = "check the protocol (cyclediffusion: AFHQ v2, egsde: AFHQ v1) or set data.check=false"
+    for path in paths:
+        if expected.suffix and path.suffix.lower() != expected.suffix:
+            raise UserError(f"{folder} should hold {expected.name}, {expected.suffix} files; got {path.name}; {advice}")
+    if expected.count is not None and len(paths) != expected.count:
+        raise UserError(
+            f"{folder} should hold the {expected.count} images of {expected.name}; got {len(paths)}; {advice}"
+        )
+    for path in paths if expected.size else ():
+        size = image_size(path)
+        if size != (expected.size, expected.size):
+            raise UserError(
+                f"{folder} should hold {expected.name}, {expected.size}×{expected.size} pixels; {path.name} has "
+                f"{size[0]}×{size[1]}; {advice}"
+            )
+
+
+def prepare_pets(species: str, split: str, count: int, size: int, cache: Path) -> Folder:
+    """Render animals of the embedded world, once. Equal splits of two species are counterparts, image by image.
+
+    Args:
+        species: "cat" or "dog".
+        split: "source" or "reference": disjoint random streams, neither of which a network was trained on.
+        count: number of images.
+        size: height and width in pixels.
+        cache: where prepared folders are kept.
+    """
+    name = f"pets-{species}-{split}"
+    ids = tuple(f"{split}{i:04d}" for i in range(count))
+
+    def draw(target: Path) -> None:
+        import torch
+
+        from cyclediff.pets.render import render, sample_factors
+
+        factors = sample_factors(count, torch.Generator().manual_seed(PETS_SEEDS[split]))
+        images = (image for chunk in factors.split(64) for image in to_uint8(render(chunk, species, size)))
+        for image_id, image in zip(ids, images, strict=True):
+            write_png(to_pil(image), target / f"{image_id}.png")
+
+    digest = digest_of({"name": name, "version": PETS_VERSION, "count": count, "size": size})
+    return cached_folder(cache / f"{name}-{digest}", ids, name, digest, draw)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files in a folder, sorted by name; hidden and other files and all subfolders are passed over.
+
+    Raises:
+        UserError: if the folder is missing, not readable or holds no image, or what has an image's name is no file (a
+            link to nowhere or in a circle, a pipe, a device) or has control characters in it.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} does not exist or is no folder; data.source and data.reference are folders of images"
+        )
+    names = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or not entry.name.lower().endswith(SUFFIXES):
+                    continue
+                if UNFIT.search(entry.name):
+                    raise UserError(f"{entry.name!r} in {folder} has control characters or no text in it; rename it")
+                if not entry.is_file(follow_symlinks=False):  # no question to the disk for a plain file
+                    path = Path(entry.path)
+                    if path.is_dir():
+                        continue
+                    if not path.is_file():
+                        raise UserError(f"{path} is a link to nowhere or no plain file; mend or remove it")
+                names.append(entry.name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); make it readable") from error
+    if not names:
+        raise UserError(f"there is no image in {folder}; expected files ending in {' '.join(SUFFIXES)}")
+    return [folder / name for name in sorted(names)]
+
+
+def read_photo(path: Path) -> Image.Image:
+    """An image file of anyone's as upright 8-bit RGB on white (`read_rgb`); of an animation, the first picture.
+
+    What a file holds counts, not its suffix.
+
+    Raises:
+        UserError: if it is no PNG, JPEG, WebP, BMP or TIFF, has more than `MOST_PIXELS` pixels (told before memory is
+            taken), or is damaged.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as file:
+            pixels, unscaled = file.width * file.height, file.mode == "F" or (file.mode, file.format) == ("I", "TIFF")
+        if pixels <= MOST_PIXELS and not unscaled:
+            return read_rgb(path)
+    except UserError:
+        raise
+    except Image.DecompressionBombError:
+        pixels, unscaled = MOST_PIXELS + 1, False
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(
+            f"{path} is not a readable image: it is damaged, or no PNG, JPEG, WebP, BMP or TIFF; replace or remove it"
+        ) from error
+    if unscaled:
+        raise UserError(f"{path} has pixels of 32 bits, whose range it does not tell; save it with 8 or 16 bits")
+    raise UserError(f"{path} has more than {MOST_PIXELS // 10**6} million pixels; make it smaller or remove it")
+
+
+def cached_folder(
+    path: Path,
+    ids: tuple[str, ...],
+    name: str,
+    digest: str,
+    draw: Callable[[Path], None],
+    extra: tuple[str, ...] = (),
+) -> Folder:
+    """Draw a prepared folder unless all of its files are there as its manifest, written last, lists them.
+
+    It is drawn beside its place and moved there when complete, so that an error leaves nothing. Processes may share it.
+
+    Args:
+        path: the folder, which is made if need be.
+        ids: of its images.
+        name: for people.
+        digest: of everything that `draw` draws from.
+        draw: fills the folder that it is given.
+        extra: other files that `draw` makes, relative to the folder.
+    """
+    manifest = path / "manifest.json"
+    files = {image_id: f"{image_id}.png" for image_id in ids} | {file: file for file in extra}
+    if _listed(manifest) != _hashes(path, files):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=path.parent) as staging:
+            draw(Path(staging))
+            hashes = _hashes(Path(staging), files)
+            for file in files.values():
+                (path / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(Path(staging, file), path / file)
+        write_atomically(json.dumps(hashes, indent=1).encode(), manifest)
+    return Folder(path, ids, name, digest)
+
+
+def write_edits(rows: Iterable[Sequence[str]], path: Path) -> None:
+    """Write the edits.csv of a prepared folder, rows of `EDIT_COLUMNS`."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([EDIT_COLUMNS, *rows])
+    write_atomically(text.getvalue().encode(), path)
+
+
+def plain(name: str) -> str:
+    """A name that fits into tables and, with a digest, into a file's name: no control characters, 200 bytes at most."""
+    return UNFIT.sub("_", name).encode()[:200].decode(errors="ignore")
+
+
+def sha256_of(path: Path) -> str:
+    """Of an image's file.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); mend or remove it") from error
+
+
+def digest_of(content: object) -> str:
+    """A short name for JSON-like content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _listed(manifest: Path) -> object:
+    try:
+        return json.loads(manifest.read_bytes())
+    except (OSError, ValueError):  # not there, or damaged: the folder is drawn again
+        return None
+
+
+def _hashes(path: Path, files: dict[str, str]) -> dict[str, str | None]:
+    places = {key: path / file for key, file in files.items()}
+    return {
+        k: hashlib.sha256(place.read_bytes()).hexdigest() if place.exists() else None for k, place in places.items()
+    }

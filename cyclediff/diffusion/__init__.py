@@ -1,0 +1,1 @@
+"""The maths: schedules, steps, noise and denoisers. It knows no file and no configuration."""

@@ -1,0 +1,134 @@
+"""The embedded world's networks, small enough to train on two CPU cores and to ship: DDPMs and EGSDE's classifier."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.unets.unet_2d import UNet2DModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cyclediff.diffusion.denoiser import X0Denoiser, blend_x0
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
+from cyclediff.models.classifier import DomainClassifier
+from cyclediff.models.inference import ready
+from cyclediff.models.pixel import PixelModel
+from cyclediff.models.weights import load_weights
+
+SIZE = 64
+PATCH = 4
+WIDTH = 32  # of the detail network
+COARSE_ERROR = 0.08  # root mean squared error of the patch network on almost clean images
+X0_ERROR = 0.01  # trust in x_t at the very last timesteps, see blend_x0
+
+
+class PatchUNet(nn.Module):
+    """x0 from x_t at 64×64 by a UNet on 4×4 patches: a sixteenth of the positions of one on pixels.
+
+    The noise in a patch is hard to predict (48 numbers through 64 channels), the image in it is not: hence x0.
+    """
+
+    def __init__(self):
+        super().__init__()
+        channels = 3 * PATCH**2
+        self.unet = UNet2DModel(
+            sample_size=SIZE // PATCH,
+            in_channels=channels,
+            out_channels=channels,
+            layers_per_block=1,
+            block_out_channels=(64, 96, 128),
+            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+            attention_head_dim=32,
+            norm_num_groups=32,
+        )
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
+        """Predict x0, (n, 3, 64, 64); t is int64 (n,)."""
+        return F.pixel_shuffle(self.unet(F.pixel_unshuffle(xt, PATCH), t).sample, PATCH)
+
+
+class PetsUNet(nn.Module):
+    """x0 from x_t: a patch UNet draws the picture, three convolutions on pixels sharpen and clean it.
+
+    The convolutions see the patch network's picture, the same blended with x_t (at low noise that is the better
+    one), and the noise level.
+    """
+
+    alpha_bar: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.coarse = PatchUNet()
+        first = nn.Conv2d(7, WIDTH, 3, padding=1)
+        middle = nn.Conv2d(WIDTH, WIDTH, 3, padding=2, dilation=2)
+        last = nn.Conv2d(WIDTH, 3, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(cast(Tensor, last.bias))
+        self.detail = nn.Sequential(first, nn.SiLU(), middle, nn.SiLU(), last)
+        self.register_buffer("alpha_bar", alpha_bar_from_betas(linear_betas()), persistent=False)
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
+        """Predict x0, (n, 3, 64, 64); t is int64 (n,)."""
+        alpha_bar = self.alpha_bar[t][:, None, None, None]
+        coarse = self.coarse(xt, t)
+        level = (1 / alpha_bar - 1).log().to(xt).expand_as(xt[:, :1]) / 8
+        trusted = alpha_bar.clamp(max=1 / (1 + COARSE_ERROR**2))  # a sampler's state is never cleaner than this
+        blend = blend_x0(alpha_bar.rsqrt().to(xt) * trusted.sqrt().to(xt) * xt, coarse, trusted, COARSE_ERROR)
+        return blend + self.detail(torch.cat((blend, coarse, level), dim=1))
+
+
+@cache
+def load(path: str, device: str = "cpu", dtype: str = "float32", compile_mode: str | None = None) -> PixelModel:
+    """A shipped network as a model; loaded once per process.
+
+    Args:
+        path: its safetensors file, as scripts/train_pets.py writes it.
+        device: where it runs.
+        dtype: of its evaluation, see `ready`.
+        compile_mode: see `ready`.
+    """
+    network = PetsUNet()
+    load_weights(network, load_file(path), path)
+    evaluation = ready(network, network, device, dtype, compile_mode)
+    return PixelModel(X0Denoiser(evaluation, alpha_bar_from_betas(linear_betas()), X0_ERROR), SIZE)
+
+
+class PetsClassifier(nn.Module):
+    """Cat or dog? For noisy images at 64×64: EGSDE's domain classifier on 4×4 patches."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = DomainClassifier(
+            image_size=SIZE // PATCH,
+            classes=2,
+            model_channels=64,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            attention_downsampling=(2,),
+            num_head_channels=32,
+            in_channels=3 * PATCH**2,
+        )
+
+    def features(self, xt: Tensor, t: Tensor) -> Tensor:
+        """Feature map (n, 128, 8, 8)."""
+        return self.network.features(F.pixel_unshuffle(xt, PATCH), t)
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
+        """Logits of cat and dog, (n, 2)."""
+        return self.network(F.pixel_unshuffle(xt, PATCH), t)
+
+
+@cache
+def load_classifier(path: str, device: str = "cpu") -> PetsClassifier:
+    """The shipped domain classifier; loaded once per process."""
+    network = PetsClassifier()
+    load_weights(network, load_file(path), path)
+    return network.eval().requires_grad_(False).to(device)
+
+
+def load_extractor(path: str, device: str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:
+    """EGSDE's domain-specific extractor: the classifier's feature map."""
+    return load_classifier(path, device).features

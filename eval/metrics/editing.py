@@ -1,0 +1,75 @@
+"""Scores of zero-shot edits, per image: fit to the text, background, and the embedded world's factors."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from eval.edits import Edit
+from eval.metrics.clip import ClipScorer, clip_score, directional_clip
+from eval.metrics.lpips import Lpips
+from eval.metrics.pairwise import background
+from eval.metrics.pictures import to_picture
+
+
+def text_columns(scorer: ClipScorer, faithful: str) -> dict[str, tuple[bool, str]]:
+    """Direction and protocol of `text_scores`; `faithful` says how images were read and averaged."""
+    return {
+        "clip": (True, f"clip/{scorer.protocol}/{faithful}/vs-target-text"),
+        "dclip": (True, f"dclip/{scorer.protocol}/{faithful}/undefined=0"),
+    }
+
+
+def text_scores(images: Tensor, sources: Tensor, edits: Sequence[Edit], scorer: ClipScorer) -> dict[str, Tensor]:
+    """CLIP and directional CLIP of edited images and their sources, uint8 (n, 3, h, w)."""
+    edited, original = (scorer.images([to_picture(image) for image in part]) for part in (images, sources))
+    source, target = scorer.texts([edit.source for edit in edits]), scorer.texts([edit.target for edit in edits])
+    return {"clip": clip_score(edited, target), "dclip": directional_clip(edited, original, source, target)}
+
+
+def background_columns(faithful: str, lpips: Lpips | None) -> dict[str, tuple[bool, str]]:
+    """Direction and protocol of `background_scores`."""
+    how = f"{faithful}/image×(1-mask)/vs-source"
+    learned = {} if lpips is None else {"background_lpips": (False, f"{lpips.protocol}/{how}")}
+    return {
+        "background_psnr": (True, f"psnr/{how}"),
+        "background_ssim": (True, f"ssim/gauss11-1.5-reflected/{how}"),
+        "background_mse": (False, f"mse/{how}"),
+        **learned,
+    }
+
+
+def background_scores(
+    images: Tensor, sources: Tensor, edits: Sequence[Edit], lpips: Lpips | None = None
+) -> dict[str, Tensor]:
+    """How much stayed outside of the masks; NaN where an edit has no mask, or its mask leaves nothing."""
+    keys = background_columns("", lpips)
+    values = {key: torch.full((len(edits),), torch.nan, dtype=torch.float64) for key in keys}
+    masks = {i: edit.mask for i, edit in enumerate(edits) if edit.mask}
+    if masks:
+        rows, size = list(masks), (images.shape[2], images.shape[3])
+        mask = torch.stack([read_mask(path, size) for path in masks.values()])[:, None]
+        for key, value in background(images[rows], sources[rows], mask).items():
+            values[f"background_{key}"][rows] = value
+        if lpips is not None:
+            left = ~mask.all(dim=(1, 2, 3))
+            distance = lpips(*(torch.where(mask, 0, image[rows]) for image in (images, sources)))
+            values["background_lpips"][rows] = torch.where(left, distance, torch.nan)
+    return values
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
+    """A mask's file → bool (h, w), true where it is white.
+
+    Raises:
+        ValueError: if it is not of the images' size.
+    """
+    with Image.open(path) as image:
+        mask = torch.from_numpy(np.array(image.convert("L"))) > 127
+    if mask.shape != size:
+        height, width = size
+        raise ValueError(f"the mask {path} has {mask.shape[1]}×{mask.shape[0]} pixels, its image {width}×{height}")
+    return mask

@@ -1,0 +1,134 @@
+"""One pass over the images of an evaluation: every file is decoded once, and all scores come from that."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eval.edits import Edit
+from eval.metrics.editing import background_columns, background_scores, text_columns, text_scores
+from eval.metrics.features import file_digest
+from eval.metrics.pairwise import l2, psnr, ssim
+from eval.metrics.pets import PetsJudge, edit_error, factor_error, kept_error, load_pets_judge, observe
+from eval.metrics.pictures import Folders, Triple, read_triples
+from eval.protocols import Protocol
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one pass found.
+
+    Args:
+        stems: images that have values, in order.
+        values: float64 (n,) for each metric that is a mean over images; NaN where an image has none.
+        features: of the results, (n, d), where FID and KID are wanted.
+        unreadable: images that could not be decoded.
+    """
+
+    stems: list[str]
+    values: dict[str, Tensor]
+    features: Tensor | None
+    unreadable: list[str]
+
+
+def columns(edits: Sequence[Edit], truth: bool, protocol: Protocol) -> dict[str, tuple[bool, str]]:
+    """Metrics that are means over images: whether higher is better, and the protocol string."""
+    faithful = f"png{protocol.size or ''}/{protocol.resize}/per-image-mean"
+    found = {
+        "psnr": (True, f"psnr/{faithful}/vs-source"),
+        "ssim": (True, f"ssim/gauss11-1.5-valid/{faithful}/vs-source"),
+        "l2": (False, f"l2/{faithful}/vs-source"),
+    }
+    if truth:
+        found["counterpart_psnr"] = True, f"psnr/{faithful}/vs-counterpart"
+    if protocol.judge:
+        judge = f"pets-judge-{file_digest(protocol.judge)}/per-image-mean"
+        if edits and truth:
+            found["edit_error"] = False, f"factor-error/{judge}/edited-factor/vs-counterpart"
+            found["kept_error"] = False, f"factor-error/{judge}/other-factors/vs-source"
+        else:
+            found["factor_error"] = False, f"factor-error/{judge}/vs-source"
+    if edits and protocol.clip:
+        found |= text_columns(protocol.clip, faithful)
+    if protocol.lpips:
+        found["lpips"] = False, f"{protocol.lpips.protocol}/{faithful}/vs-source"
+    if any(edit.mask for edit in edits):
+        found |= background_columns(faithful, protocol.lpips)
+    return found
+
+
+def measure(
+    folders: Folders, stems: Sequence[str], edits: dict[str, Edit], protocol: Protocol, keys: Collection[str]
+) -> Measured:
+    """Score some results, in chunks.
+
+    Args:
+        folders: where images are.
+        stems: which of them to score.
+        edits: by stem, for editing.
+        protocol: how to score.
+        keys: of `columns` for all images, so that all processes have the same.
+
+    Raises:
+        ValueError: if sizes do not fit.
+    """
+    known, unreadable = [], []
+    values = {key: torch.full((len(stems),), torch.nan, dtype=torch.float64) for key in keys}
+    features: Tensor | None = None  # one block from the start: small ones between large ones keep memory from shrinking
+    judge = load_pets_judge(protocol.judge) if protocol.judge else None
+    for triples, broken in read_triples(folders, stems, protocol.size, protocol.resize):
+        unreadable += broken
+        groups: dict[torch.Size, list[Triple]] = {}
+        for triple in triples:  # without a size of the protocol, images can have several
+            groups.setdefault(triple.image.shape, []).append(triple)
+        for group in groups.values():
+            rows = slice(len(known), len(known) + len(group))
+            known += [triple.stem for triple in group]
+            found = _scores(group, [edits[triple.stem] for triple in group if edits], protocol, judge)
+            for key in values.keys() & found.keys():
+                values[key][rows] = found[key]
+            if protocol.features is not None:
+                seen = protocol.features([triple.picture for triple in group])
+                features = seen.new_empty(len(stems), seen.shape[1]) if features is None else features
+                features[rows] = seen
+    end = len(known)  # unreadable images have no row
+    return Measured(
+        known, {key: v[:end] for key, v in values.items()}, None if features is None else features[:end], unreadable
+    )
+
+
+def joined(parts: Sequence[Measured]) -> Measured:
+    """What several processes have found, with images in the order of their names, whoever had them."""
+    stems = [stem for part in parts for stem in part.stems]
+    order = torch.tensor(sorted(range(len(stems)), key=stems.__getitem__), dtype=torch.int64)
+    values = {key: torch.cat([part.values[key] for part in parts])[order] for key in parts[0].values}
+    features = [part.features for part in parts if part.features is not None]
+    unreadable = sorted(stem for part in parts for stem in part.unreadable)
+    return Measured([stems[i] for i in order], values, torch.cat(features)[order] if features else None, unreadable)
+
+
+def _scores(
+    group: Sequence[Triple], edits: Sequence[Edit], protocol: Protocol, judge: PetsJudge | None
+) -> dict[str, Tensor]:
+    """The values of all columns for some images of one size; float64 (n,) each."""
+    images, sources = torch.stack([t.image for t in group]), torch.stack([t.source for t in group])
+    truths = [t.truth for t in group if t.truth is not None]
+    values = {"psnr": psnr(images, sources), "ssim": ssim(images, sources), "l2": l2(images, sources)}
+    if truths:
+        values["counterpart_psnr"] = psnr(images, torch.stack(truths))
+    if judge is not None:
+        seen, kept = observe(judge, images)[1], observe(judge, sources)[1]
+        if edits and truths:
+            categories = [edit.category for edit in edits]
+            values["edit_error"] = edit_error(seen, observe(judge, torch.stack(truths))[1], categories)
+            values["kept_error"] = kept_error(seen, kept, categories)
+        else:
+            values["factor_error"] = factor_error(seen, kept)
+    if edits and protocol.clip:
+        values |= text_scores(images, sources, edits, protocol.clip)
+    if protocol.lpips:
+        values["lpips"] = protocol.lpips(images, sources)
+    if edits:
+        values |= background_scores(images, sources, edits, protocol.lpips)
+    return values

@@ -1,0 +1,5 @@
+"""python -m eval.report: see `eval.report.tables`."""
+
+from eval.report.tables import main
+
+main()

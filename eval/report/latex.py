@@ -1,0 +1,100 @@
+"""A section as a LaTeX table for a paper."""
+
+import re
+
+from eval.report.sections import Column, Section, cell_text, mark_of
+
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "[": "{[}",
+    "*": "{*}",
+    "–": "--",
+    "…": r"\dots{}",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "→": r"$\rightarrow$",
+    "Δ": r"$\Delta$",
+    "∞": r"$\infty$",
+    "≈": r"$\approx$",
+    "³": "$^3$",
+    "⁴": "$^4$",
+}  # a line that begins with [ or * would be read as an argument of the line break before it
+NUMBER = re.compile(r"([+-]?\d+(?:\.\d+)?)(?: ±(\d+(?:\.\d+)?))?")
+
+
+def to_latex(section: Section) -> str:
+    r"""The section as a table environment; it needs \usepackage{booktabs}.
+
+    The best of a column is bold, and what cannot be told apart from it is underlined. Protocols and notes are comments
+    below the table. What LaTeX reads as commands is escaped; letters beyond Latin need a Unicode engine.
+    """
+    rows = [[escape(label), *(_cell(values, c) for c in section.columns)] for label, values in section.rows]
+    header = ["Method", *(_header(column) for column in section.columns)]
+    lines = [
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{_caption(section)}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(section.columns)}}}",
+        r"\toprule",
+        " & ".join(header) + r" \\",
+        r"\midrule",
+        *(" & ".join(row) + r" \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+        *(f"% {' '.join(note.split())}" for note in section.notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def escape(text: str) -> str:
+    """The text with what LaTeX reads as commands written out, on one line."""
+    return "".join(SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def _header(column: Column) -> str:
+    return escape(column.header).replace(r"$\times$10$^", r"$\times 10^")
+
+
+def _cell(values: dict, column: Column) -> str:
+    text = cell_text(values, column, interval=True)
+    found = NUMBER.match(text)
+    if not found:
+        return escape(text)
+    number, spread = found.groups()
+    mark = mark_of(values, column)
+    number = {"": number, "best": rf"\mathbf{{{number}}}", "tied": rf"\underline{{{number}}}"}[mark]
+    below = rf"_{{\pm {spread}}}" if spread else ""
+    return f"${number}{below}$ {escape(text[found.end() :])}".rstrip()
+
+
+def _caption(section: Section) -> str:
+    marks = {mark_of(values, column) for _, values in section.rows for column in section.columns}
+    texts = [f"{section.title}.", *section.warnings]
+    if "best" in marks:
+        texts.append("Bold: best of its column.")
+    if "tied" in marks:
+        texts.append("Underlined: cannot be told apart from the best (95 %, paired bootstrap over images).")
+    spreads = {"std" if values.get("std") else "ci95" for _, values in section.rows}
+    if "ci95" in spreads:
+        texts.append("±: half of the 95 % interval, by bootstrap over images.")
+    if "std" in spreads:
+        texts.append("±: standard deviation over seeds.")
+    return escape(" ".join(texts))
