@@ -1,9 +1,9 @@
-"""EGSDE (arXiv 2207.06635): SDEdit guided by two energies: lose the source domain, keep the picture."""
+"""EGSDE (arXiv 2207.06635): SDEdit guided by two energies: leave the source domain, keep the structure."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,15 @@ class EGSDE:
     repeats: int = 1
     variance: Literal["small", "large"] = "small"
     name: str = "egsde"
-    uses: ClassVar[frozenset[str]] = frozenset({"target"})
+    needs = frozenset({"target", "extractor"})
+    conditions = frozenset({"none"})
+    starts_at = "t0"
+    inverts = False
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.T
 
     def __post_init__(self):
         if not 1 <= self.t0 <= self.T:
@@ -88,8 +96,8 @@ def egsde(
 ) -> Tensor:
     """One noising of y0 and guided denoising (Algorithm 1 of the paper).
 
-    As released, the gradient is taken at the incoming y, with the mean's own weight beta / sqrt(1 - beta), and the
-    noised source shares its noise with the start.
+    As in the official code, the gradient is taken at y before the step and weighted with beta / sqrt(1 - beta), and the
+    source is noised with the noise of the start.
 
     Args:
         y0: where to start (n, c, h, w): the source, or the last repeat's result.
@@ -116,21 +124,21 @@ def egsde(
 
 
 def gradient(energy: Callable[[Tensor, Tensor, int], Tensor], y: Tensor, xt: Tensor, t: int) -> Tensor:
-    """D energy / d y of each image: one backward pass for both energies."""
+    """The gradient of the energy of each image by y, (n, c, h, w); one backward pass for both energies."""
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
         return torch.autograd.grad(energy(leaf, xt, t).sum(), leaf)[0]
 
 
 def domain_energy(y: Tensor, xt: Tensor, t: int, extractor: Extractor, similarity: Similarity) -> Tensor:
-    """E_s: the similarity of domain-specific features, which a translation should lose (Eq. 7), (n,)."""
+    """E_s, (n,): the similarity of domain-specific features, which a translation should make small (Eq. 7)."""
     with torch.no_grad():
         kept = extractor(xt, batch_of(t, xt))
     return _similarity(extractor(y, batch_of(t, y)), kept, similarity)
 
 
 def structure_energy(y: Tensor, xt: Tensor, down_N: int, similarity: Similarity) -> Tensor:
-    """E_i: minus the similarity of low-passed images, which a translation should keep (Eq. 8), (n,)."""
+    """E_i, (n,): minus the similarity of low-passed images, which a translation should keep large (Eq. 8)."""
     if similarity == "neg_l2":
         return lowpass(y - xt, down_N, "linear").square().sum(dim=(1, 2, 3))
     return -_similarity(lowpass(y, down_N, "linear"), lowpass(xt, down_N, "linear"), similarity)

@@ -1,14 +1,14 @@
-"""ILVR (arXiv 2108.02938): sample the target model while its low frequencies are held to the source image's."""
+"""ILVR (arXiv 2108.02938): sample the target model, and take the low frequencies from the source image."""
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser, VarianceDenoiser
 from cyclediff.diffusion.lowpass import lowpass
-from cyclediff.diffusion.schedule import respaced_timesteps
+from cyclediff.diffusion.schedule import count_respaced, respaced_timesteps
 from cyclediff.diffusion.steps import batch_of, ddpm_sigma, posterior_step, predict_x0, q_sample, transitions
 from cyclediff.method import NoiseSource
 
@@ -34,7 +34,15 @@ class ILVR:
     variance: Variance = "learned"
     clip_denoised: bool = True
     name: str = "ilvr"
-    uses: ClassVar[frozenset[str]] = frozenset({"target"})
+    needs = frozenset({"target"})
+    conditions = frozenset({"none"})
+    starts_at = None
+    inverts = False
+
+    @property
+    def num_steps(self) -> int:
+        """What the notation of `timesteps` asks for."""
+        return count_respaced(self.timesteps)
 
     def __post_init__(self):
         if self.variance not in ("learned", "small", "large"):
@@ -62,7 +70,7 @@ def ilvr(
 ) -> Tensor:
     """Algorithm 1 of the paper: x_{t-1} ← x_{t-1} - phi_N(x_{t-1}) + phi_N(y).
 
-    As released, y is the reference noised to level t, where the paper has t - 1.
+    As in the official code, y is the reference noised to level t; the paper has t - 1.
 
     Args:
         reference: the source image (n, c, h, w).
@@ -70,9 +78,12 @@ def ilvr(
         timesteps: int64, decreasing.
         down_N: factor of the low-pass filter.
         range_t: steps with an index above it are conditioned.
-        noise: source of randomness; one draw for x_T, and per step one, followed by one for y where it is conditioned.
+        noise: source of randomness; one draw for x_T, then in each step one for it and one for y if it is conditioned.
         variance: of a step.
         clip_denoised: clamp x0_hat to [-1, 1].
+
+    Returns:
+        Same shape as reference, not clamped.
 
     Raises:
         ValueError: if the network has no learned variance to use.

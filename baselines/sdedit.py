@@ -1,14 +1,13 @@
 """SDEdit (arXiv 2108.01073): add noise to the source, denoise it with the target model."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cyclediff.attention_control import AttentionControl
 from cyclediff.diffusion.denoiser import Denoiser
-from cyclediff.diffusion.paired import joint, plan_control
+from cyclediff.diffusion.paired import Control, paired_evaluation, plan_control
 from cyclediff.diffusion.schedule import Spacing, sampling_path
 from cyclediff.diffusion.steps import batch_of, ddim_step, ddpm_sigma, ddpm_step, q_sample, transitions
 from cyclediff.method import NoiseSource
@@ -26,8 +25,8 @@ class SDEdit:
         repeats: how often the result is noised and denoised again (the official sample_step).
         variance: DDPM's fixed variance, "small" or "large"; or "none" for DDIM without noise.
         spacing: "uniform" for pixel space, "latent" for latent diffusion (see `sampling_path`).
-        attention: cross-attention control, for text-to-image models: the attention follows that of a second chain,
-            under the source prompt, from the same noise.
+        attention: cross-attention control, for text-to-image models: the attention follows that of a second SDEdit with
+            the same noise, under the source prompt.
         name: the stem of its file in conf/method.
     """
 
@@ -36,14 +35,25 @@ class SDEdit:
     repeats: int = 1
     variance: Variance = "small"
     spacing: Spacing = "uniform"
-    attention: AttentionControl | None = None
+    attention: Control | None = None
     name: str = "sdedit"
-    strength: ClassVar[str] = "t0"
+    starts_at = "t0"
+    inverts = False
 
     @property
-    def uses(self) -> frozenset[str]:
-        """The source's denoiser only for attention control."""
+    def needs(self) -> frozenset[str]:
+        """The source only for attention control."""
         return frozenset({"source", "target"} if self.attention else {"target"})
+
+    @property
+    def conditions(self) -> frozenset[str]:
+        """Attention control needs texts."""
+        return frozenset({"text"} if self.attention else {"none", "text"})
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.T
 
     def __post_init__(self):
         if not 1 <= self.t0 <= self.T:
@@ -66,8 +76,8 @@ class SDEdit:
     def _controlled(
         self, x0: Tensor, source: Denoiser, target: Denoiser, timesteps: Tensor, end: float, noise: NoiseSource
     ) -> Tensor:
-        """`sdedit` with a second chain under the source prompt, whose noise and attention the first one takes."""
-        evaluate = joint(source, target, plan_control(self.attention, source, target, len(timesteps)))
+        """`sdedit` beside a second one under the source prompt; both have the same noise and the source's attention."""
+        evaluate = paired_evaluation(source, target, plan_control(self.attention, source, target, len(timesteps)))
         xs = xt = q_sample(x0, target.alpha_bar[timesteps[0]].item(), noise.randn_like(x0))
         for step, (t, ab, ab_prev) in enumerate(transitions(target.alpha_bar, timesteps, end)):
             z = noise.randn_like(x0) if t != timesteps[-1] else 0.0

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cyclediff.diffusion.prompt import Prompt
 from cyclediff.prompt_alignment import (
     Bounds,
-    Prompt,
     equalizer,
     refinement_mapper,
     replacement_mapper,
@@ -32,7 +32,7 @@ from cyclediff.prompt_alignment import (
 )
 
 Mode = Literal["replace", "refine", "auto"]
-Rows = Tensor | Sequence[int]
+RowNumbers = Tensor | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ class ControlPlan:
     self_steps: range
     max_queries: int
 
-    def at(self, step: int, base_rows: Rows, edited_rows: Rows, pairs: Rows) -> "AttentionEdit | None":
+    def at(
+        self, step: int, base_rows: RowNumbers, edited_rows: RowNumbers, pairs: RowNumbers
+    ) -> "AttentionEdit | None":
         """The edit of one evaluation of the network, or None if at this step there is nothing to do.
 
         Args:

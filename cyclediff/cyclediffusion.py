@@ -1,23 +1,22 @@
-"""CycleDiffusion (arXiv 2210.05559): translate by carrying a stochastic diffusion model's latent code across models.
+"""CycleDiffusion (arXiv 2210.05559): encode an image with one diffusion model, decode it with another.
 
 The code of an image is z = (x_T, z_{T-1}, …, z_1): the starting point and the noise of every step with which the
-*source* model's sampler would have produced the image (DPM-Encoder, Algorithm 1). The *target* model's sampler, run
-with the same code, produces the translation (Algorithm 2).
+*source* model's sampler would produce the image (DPM-Encoder, Algorithm 1). The *target* model's sampler, run with the
+same code, produces the translation (Algorithm 2).
 
-As in the official codes, the last step of a pixel-space sampler, which adds no noise, is not encoded but predicted, so
-source = target returns the image up to that one prediction. The last step of a latent sampler has noise and is encoded:
+The last step of a pixel-space sampler adds no noise. As in the official codes it is predicted, not encoded, so source =
+target returns the image up to that one prediction. The last step of a latent sampler has noise and is encoded, so
 source = target returns the latent itself.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from cyclediff.attention_control import AttentionControl, ControlPlan
 from cyclediff.diffusion.denoiser import Denoiser
-from cyclediff.diffusion.paired import joint, plan_control
+from cyclediff.diffusion.paired import Control, Plan, paired_evaluation, plan_control
 from cyclediff.diffusion.schedule import Spacing, sampling_path
 from cyclediff.diffusion.steps import (
     batch_of,
@@ -30,6 +29,7 @@ from cyclediff.diffusion.steps import (
     transitions,
 )
 from cyclediff.method import NoiseSource
+from cyclediff.shared_encoding import decode_candidates
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class CycleDiffusion:
         T_es: how many of them, from the clean end, are encoded: "early stop", section 4.1 (es_steps).
         eta: stochasticity of DDIM, positive; 1 is DDPM.
         refine_steps: timesteps of the final noising and denoising by the target model at eta 1; 0 for none.
-        raw_index_start: take x_T at training timestep T_es - 1 (and the refinement's start at refine_steps - 1), as the
-            official code does, instead of at the T_es-th of the T timesteps, as the paper says. The two are equal where
-            T is the number of training timesteps, as in every published configuration.
+        raw_index_start: start at training timestep T_es - 1 (and refine from refine_steps - 1), as the official code
+            does. False starts at the T_es-th of the T timesteps, as the paper says. The two are equal where T is the
+            number of training timesteps, as in every published configuration.
         spacing: "uniform" for pixel space, "latent" for latent diffusion (see `sampling_path`).
         attention: cross-attention control (section 4.2), for text-to-image models.
         name: the stem of its file in conf/method.
@@ -55,9 +55,11 @@ class CycleDiffusion:
     refine_steps: int = 0
     raw_index_start: bool = False
     spacing: Spacing = "uniform"
-    attention: AttentionControl | None = None
+    attention: Control | None = None
     name: str = "cyclediffusion"
-    uses: ClassVar[frozenset[str]] = frozenset({"source", "target"})
+    needs = frozenset({"source", "target"})
+    starts_at = "T_es"
+    inverts = True
 
     def __post_init__(self):
         if not self.eta > 0:
@@ -66,6 +68,16 @@ class CycleDiffusion:
             raise ValueError(f"T_es must be between 1 and T = {self.T}; got {self.T_es}")
         if not 0 <= self.refine_steps < self.T:
             raise ValueError(f"refine_steps must be between 0 and T - 1 = {self.T - 1}; got {self.refine_steps}")
+
+    @property
+    def conditions(self) -> frozenset[str]:
+        """Attention control needs texts."""
+        return frozenset({"text"} if self.attention else {"none", "text"})
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.T
 
     def __call__(self, x0: Tensor, source: Denoiser, target: Denoiser, noise: NoiseSource) -> Tensor:
         """Translate x0 (n, c, h, w)."""
@@ -82,6 +94,12 @@ class CycleDiffusion:
             x = refine(x, target, timesteps[-self.refine_steps :], noise, self._start(self.refine_steps), end)
         return x
 
+    def candidates(
+        self, x0: Tensor, source: Denoiser, target: Denoiser, noise: NoiseSource, candidates: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Translate latents in many ways, see `decode_candidates`; each candidate has its own T_es, none is refined."""
+        return decode_candidates(x0, source, target, noise, candidates, self.T, self.eta, self.spacing, self.attention)
+
     def _start(self, steps: int) -> int | None:
         return steps - 1 if self.raw_index_start else None
 
@@ -95,7 +113,7 @@ def cyclediffusion(
     noise: NoiseSource,
     start: int | None = None,
     end: float = 1.0,
-    plan: ControlPlan | None = None,
+    plan: Plan | None = None,
 ) -> Tensor:
     """Encode with `source` and decode with `target`, step by step: memory does not grow with the number of steps.
 
@@ -103,7 +121,7 @@ def cyclediffusion(
         x0: (n, c, h, w).
         source: denoiser of the source domain.
         target: denoiser of the target domain.
-        timesteps: int64, decreasing; the last is the one whose step leads to the clean image.
+        timesteps: int64, decreasing; the step from the last one ends at `end`.
         eta: stochasticity of DDIM, positive.
         noise: source of randomness; len(timesteps) draws.
         start: training timestep at which x_T is drawn, if not the first of `timesteps`.
@@ -114,7 +132,7 @@ def cyclediffusion(
         The translation, same shape, not clamped. Equal to decode(encode(x0, …), …).
     """
     xs = xt = _draw_start(x0, source, timesteps, noise, start)
-    evaluate = joint(source, target, plan)
+    evaluate = paired_evaluation(source, target, plan)
     steps = zip(
         transitions(source.alpha_bar, timesteps, end), transitions(target.alpha_bar, timesteps, end), strict=True
     )
@@ -141,6 +159,15 @@ def encode(
 ) -> Tensor:
     """DPM-Encoder (Algorithm 1): the code (x_T, z_{T-1}, …, z_1) of x0, and z_0 if `end` is less than 1.
 
+    Args:
+        x0: (n, c, h, w).
+        source: denoiser of the source domain.
+        timesteps: int64, decreasing.
+        eta: stochasticity of DDIM, positive.
+        noise: source of randomness; len(timesteps) draws.
+        start: see `cyclediffusion`.
+        end: see `cyclediffusion`.
+
     Returns:
         (n, len(timesteps), c, h, w), or one more along the second axis.
     """
@@ -164,6 +191,9 @@ def decode(code: Tensor, target: Denoiser, timesteps: Tensor, eta: float, end: f
         timesteps: int64, decreasing.
         eta: stochasticity of DDIM, positive.
         end: alpha_bar where the last step ends.
+
+    Returns:
+        The image, (n, c, h, w), not clamped.
     """
     xt, *zs = code.unbind(dim=1)
     zs = zs if end < 1 else [*zs, 0.0]
@@ -175,7 +205,16 @@ def decode(code: Tensor, target: Denoiser, timesteps: Tensor, eta: float, end: f
 def refine(
     x: Tensor, target: Denoiser, timesteps: Tensor, noise: NoiseSource, start: int | None = None, end: float = 1.0
 ) -> Tensor:
-    """Noise a translation a little and denoise it with the target model at eta 1 (appendix: SDEdit as a last touch)."""
+    """Noise a translation a little and denoise it with the target model at eta 1 (appendix: SDEdit as the last step).
+
+    Args:
+        x: the translation, (n, c, h, w).
+        target: denoiser of the target domain.
+        timesteps: int64, decreasing.
+        noise: source of randomness; len(timesteps) draws.
+        start: training timestep at which x is noised, if not the first of `timesteps`.
+        end: alpha_bar where the last step ends.
+    """
     x = _draw_start(x, target, timesteps, noise, start)
     for t, ab, ab_prev in transitions(target.alpha_bar, timesteps, end):
         z = noise.randn_like(x) if t != timesteps[-1] else 0.0

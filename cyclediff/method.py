@@ -1,5 +1,6 @@
 """What a method is."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -8,21 +9,23 @@ from cyclediff.diffusion.denoiser import Denoiser
 
 
 class NoiseSource(Protocol):
-    """The only source of randomness that a method may use; `cyclediff.diffusion.noise.Noise` in a run."""
+    """The only randomness that a method may use; `cyclediff.diffusion.noise.Noise` in a run."""
 
     def randn_like(self, x: Tensor) -> Tensor:
-        """Standard normal noise in the shape, type and place of x (n, ...)."""
+        """Standard normal noise with the shape, type and device of x (n, ...)."""
         ...
 
     def rows(self, start: int, stop: int) -> "NoiseSource":
-        """The source of some images of the batch."""
+        """The source of the images start … stop - 1 of the batch."""
         ...
 
 
 class Method(Protocol):
-    """A row of the table: a frozen dataclass of hyper-parameters around a pure function.
+    """A line of the table: a frozen dataclass of hyper-parameters around a pure function.
 
-    It touches no file, configuration, device placement or global random state, and changes none of its inputs.
+    It touches no file, configuration, device placement or global random state, and changes none of its inputs. It
+    declares what it needs and can do, so that a run need not know its class. `needs` and `conditions` are also in its
+    file in conf/method, where the command line reads them.
     """
 
     @property
@@ -31,10 +34,44 @@ class Method(Protocol):
         ...
 
     @property
-    def uses(self) -> frozenset[str]:
-        """Which denoisers it needs, a subset of {"source", "target"}; the other one may be None."""
+    def needs(self) -> frozenset[str]:
+        """The networks that it evaluates: "source", "target", and guidance networks such as "extractor".
+
+        A source or target that is not needed may be None. A guidance network is a setting: the dataclass field of that
+        name holds it.
+        """
+        ...
+
+    @property
+    def conditions(self) -> frozenset[str]:
+        """Under which conditions of the model it works: a subset of {"none", "text", "image"}."""
+        ...
+
+    @property
+    def starts_at(self) -> str | None:
+        """Name of the setting that counts the timesteps it starts from; None if it always starts at pure noise."""
+        ...
+
+    @property
+    def inverts(self) -> bool:
+        """Whether several candidates can share one encoding; it is then an `InvertingMethod`."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """Number of timesteps of its sampler."""
         ...
 
     def __call__(self, x0: Tensor, source: Denoiser, target: Denoiser, noise: NoiseSource) -> Tensor:
         """Translate x0, float (n, c, h, w), to the target domain; same shape, not clamped."""
+        ...
+
+
+class InvertingMethod(Method, Protocol):
+    """A method that encodes the source, so that several candidates of an edit can share one encoding."""
+
+    def candidates(
+        self, x0: Tensor, source: Denoiser, target: Denoiser, noise: NoiseSource, candidates: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Translate each encoding in many ways, see `cyclediff.shared_encoding.decode_candidates`."""
         ...

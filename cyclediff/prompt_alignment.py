@@ -10,33 +10,14 @@ leftover of another tokenizer's word pieces) and then takes the next word's firs
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cyclediff.diffusion.prompt import Prompt
+
 Bounds = float | Sequence[float]
 DEFAULT = "default_"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt as its tokenizer sees it.
-
-    Args:
-        text: the prompt.
-        ids: its tokens with the start and the end token, without padding.
-        pieces: the text of each token without `</w>` and surrounding blanks.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    pieces: tuple[str, ...]
-
-    @property
-    def words(self) -> list[str]:
-        """The blank-separated words; punctuation belongs to the word that it touches."""
-        return self.text.split()
 
 
 def word_positions(prompt: Prompt, word: str | int) -> list[int]:

@@ -1,15 +1,12 @@
-"""From folders of images to numbers, each with its interval and the protocol it was made by.
+"""From folders of images to numbers, each with its interval and its protocol.
 
 python -m eval.evaluate --generated A --source B --reference C --protocol cyclediffusion
 """
 
 import argparse
-import csv
-import io
-import json
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +19,13 @@ from torch import Tensor
 
 from eval import ranks
 from eval.edits import EDITS, read_edits
-from eval.files import write_atomically
 from eval.metrics.distances import distances, reference_features
 from eval.metrics.features import file_digest
 from eval.metrics.measure import columns, joined, measure
 from eval.metrics.pictures import Pairing, list_images, pair
 from eval.metrics.statistics import interval, mean_replicates, resamples
 from eval.protocols import RECIPES, Protocol, load_protocol
+from eval.records import SCHEMA, MetricRecord, ScoresRecord, write_scores
 
 RESAMPLES = 1000
 FEW = 2048  # images below which FID's bias is large
@@ -37,28 +34,31 @@ SHOWN = 5  # names in a message
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation says.
+    """What an evaluation found.
 
     Args:
-        metrics: per metric its value, 95 % interval, number of images that have it, direction and protocol string.
+        metrics: by key, as metrics.json has them (`eval.records.MetricRecord`).
         rows: per image id its own values, None where it has none.
-        replicates: of metrics that are no means over images: their values on the resamples of `resamples`.
+        replicates: of each metric with an interval, its values on resamples of the images: on 1000, or for FID and KID
+            on the first 200 of these.
         pairing: which images were paired, and which not.
         unreadable: images that could not be decoded, and are not part of the numbers.
+        random_weights: the networks behind the numbers that are untrained.
     """
 
-    metrics: dict[str, dict[str, Any]]
+    metrics: dict[str, MetricRecord]
     rows: dict[str, dict[str, float | None]]
     replicates: dict[str, list[float]]
     pairing: Pairing
     unreadable: list[str]
+    random_weights: list[str]
 
 
 def evaluate(
     generated: Path,
     source: Path,
     reference: Path | None,
-    counterpart: Path | None,
+    ground_truth: Path | None,
     protocol: Protocol,
     cache: Path | None = None,
 ) -> Scores:
@@ -68,23 +68,23 @@ def evaluate(
         generated: the results, PNGs.
         source: what they were made from, and for edits their texts (edits.csv).
         reference: images of the target domain, or an .npz of clean-fid or pytorch-fid, for FID and KID.
-        counterpart: the true results, where there are such.
+        ground_truth: the true results, where there are such.
         protocol: how to score.
         cache: folder for features of the reference.
 
     Raises:
         ValueError: if there is nothing to score, files do not fit together, or features are not finite.
     """
-    if protocol.clip:  # features of texts that it knows come from other batches, and their last digits depend on that
+    if protocol.clip:  # kept features of texts come from other batches, and their last digits depend on that
         protocol = replace(protocol, clip=replace(protocol.clip, known={}))
-    folders, pairing = pair(generated, source, counterpart)
+    folders, pairing = pair(generated, source, ground_truth)
     edits = read_edits(source)
     without = [stem for stem in pairing.stems if stem not in edits]
     if edits and without:
         raise ValueError(f"{source / EDITS} has no line for {len(without)} images ({without[0]}, …); add them")
-    wanted = columns([edits[stem] for stem in pairing.stems if edits], counterpart is not None, protocol)
+    wanted = columns([edits[stem] for stem in pairing.stems if edits], ground_truth is not None, protocol)
     target = None
-    if protocol.features is not None and reference is not None:  # before the slow part: it may be missed
+    if protocol.features is not None and reference is not None:  # before the slow part: it may be missing
         target = reference_features(reference, protocol, protocol.features, cache)
     part = measure(folders, pairing.stems[ranks.rank() :: ranks.world()], edits, protocol, wanted)
     found = joined(ranks.gather(part))
@@ -95,41 +95,46 @@ def evaluate(
         of_sets = distances(found.features, target, protocol)
     metrics, replicates = ranks.from_first(of_sets)
     counts = resamples(len(found.stems), RESAMPLES)
-    for key, (higher, text) in wanted.items():
-        metrics[key] = {
-            **_mean(found.values[key], counts), "n_reference": None, "higher_is_better": higher, "protocol": text,
-        }  # fmt: skip
+    for key, (metric, text) in wanted.items():
+        mean, resampled = _mean(found.values[key], counts)
+        metrics[key] = metric.entry(text, **mean)
+        if resampled:
+            replicates[key] = resampled
     known = {key: [None if x != x else x for x in value.tolist()] for key, value in found.values.items()}  # x != x: NaN
     rows = {stem: {key: value[i] for key, value in known.items()} for i, stem in enumerate(found.stems)}
-    return Scores(metrics, rows, replicates, pairing, found.unreadable)
+    return Scores(metrics, rows, replicates, pairing, found.unreadable, _random_networks(protocol, metrics))
 
 
-def _mean(values: Tensor, counts: Tensor) -> dict[str, Any]:
-    """Mean, interval and number of the images that have a value."""
+def _mean(values: Tensor, counts: Tensor) -> tuple[dict[str, Any], list[float]]:
+    """Mean, interval and number of the images that have a value, and the mean's replicates."""
     known = values[~values.isnan()]
     if not len(known):
-        return {"value": None, "ci95": None, "n": 0}
-    mean = known.mean().item()
-    return {"value": mean, "ci95": interval(mean, mean_replicates(values, counts)), "n": len(known)}
+        return {"value": None, "ci95": None, "n": 0, "n_reference": None}, []
+    mean, replicates = known.mean().item(), mean_replicates(values, counts)
+    about = {"value": mean, "ci95": interval(mean, replicates), "n": len(known), "n_reference": None}
+    return about, replicates.tolist()
 
 
-def write_scores(scores: Scores, folder: Path) -> None:
-    """Write per_image.csv, bootstrap.csv and metrics.json, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [[stem, *values.values()] for stem, values in scores.rows.items()]
-    _write_csv(folder / "per_image.csv", ["id", *next(iter(scores.rows.values()))], lines)
-    if scores.replicates:
-        _write_csv(folder / "bootstrap.csv", [*scores.replicates], zip(*scores.replicates.values(), strict=True))
+def _random_networks(protocol: Protocol, metrics: Collection[str]) -> list[str]:
+    """The untrained networks behind these metrics."""
+    networks = {"features": protocol.features if "fid" in metrics else None, "CLIP": protocol.clip}
+    networks["LPIPS"] = protocol.lpips
+    return [name for name, network in networks.items() if network is not None and network.random]
+
+
+def save_scores(scores: Scores, protocol: Protocol, folder: Path) -> None:
+    """Write metrics.json, per_image.csv and bootstrap.csv; what was not paired or read is in metrics.json, too."""
     pairing = {"missing": scores.pairing.missing, "extra": scores.pairing.extra, "unreadable": scores.unreadable}
-    content = {"metrics": scores.metrics, "pairing": pairing}
-    write_atomically((json.dumps(content, indent=2) + "\n").encode(), folder / "metrics.json")
-
-
-def _write_csv(path: Path, fields: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([fields, *lines])
-    write_atomically(text.getvalue().encode(), path)
+    record: ScoresRecord = {
+        "schema": SCHEMA,
+        "protocol": protocol.name,
+        "identity": {},
+        "metrics": scores.metrics,
+        "random_weights": scores.random_weights,
+        "reference": None,
+        "pairing": pairing,
+    }
+    write_scores(folder, record, [{"id": stem, **values} for stem, values in scores.rows.items()], scores.replicates)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -140,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--reference", type=Path, help="folder of images of the target domain, or an .npz of statistics"
     )
-    parser.add_argument("--counterpart", type=Path, help="folder of the true results")
+    parser.add_argument("--ground-truth", type=Path, help="folder of the true results")
     parser.add_argument("--protocol", required=True, choices=RECIPES)
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help="folder of Inception's file")
     parser.add_argument("--weights", type=Path, help="the features' file, if not there under its published name")
@@ -153,17 +158,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     ranks.start()
     try:
-        if options.counterpart and not options.counterpart.is_dir():
-            raise ValueError(f"{options.counterpart} is not a folder; give the folder of the true results")
+        if options.ground_truth and not options.ground_truth.is_dir():
+            raise ValueError(f"{options.ground_truth} is not a folder; give the folder of the true results")
         protocol = load_protocol(
             options.protocol, options.reference and _name(options.reference), options.checkpoints, options.device,
             options.weights, options.clip,
         )  # fmt: skip
         protocol = replace(protocol, kid_subset=options.kid_subset)
-        folders = options.generated, options.source, options.reference, options.counterpart
+        folders = options.generated, options.source, options.reference, options.ground_truth
         scores = evaluate(*folders, protocol, options.cache.expanduser())
         if ranks.rank() == 0 and options.output:
-            write_scores(scores, options.output)
+            save_scores(scores, protocol, options.output)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -202,11 +207,13 @@ def _print(scores: Scores, protocol: Protocol, generated: Path) -> None:
             more = ", …" if len(stems) > SHOWN else ""
             console.print(f"{len(stems)} {what}: {', '.join(stems[:SHOWN])}{more}", highlight=False, markup=False)
     if "fid" in scores.metrics and len(scores.rows) < FEW:
-        console.print(f"FID from {len(scores.rows)} images is biased upwards; compare it at this number only.")
-    if any(network is not None and network.random for network in (protocol.features, protocol.clip, protocol.lpips)):
-        console.print("RANDOM WEIGHTS: these numbers show that the program runs, nothing else.")
+        header = scores.metrics["fid"]["header"]
+        console.print(f"{header} from {len(scores.rows)} images is biased upwards; compare it at this number only.")
+    if scores.random_weights:
+        names = ", ".join(scores.random_weights)
+        console.print(f"RANDOM WEIGHTS ({names}): these numbers show that the program runs, nothing else.")
     if protocol.judge:
-        console.print("Embedded world: not comparable with any paper's numbers.")
+        console.print("Pets, a synthetic benchmark: not comparable with any paper's numbers.")
 
 
 if __name__ == "__main__":

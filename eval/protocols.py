@@ -25,7 +25,7 @@ class Protocol:
         resize: the filter that brings source images to that size, bilinear or bicubic.
         features: of FID and KID; None leaves them out.
         reference: what the reference images are, for protocol strings.
-        judge: weights of the embedded world's judge, for factor errors; None for photos.
+        judge: weights of the judge of pets, a synthetic benchmark, for attribute errors; None for photos.
         clip: scores edits by their texts; None leaves that out.
         reference_resize: whether reference images are brought to that size, too.
         infinity: whether FID is extrapolated to infinitely many images, too.

@@ -30,7 +30,7 @@ from cyclediff.diffusion.denoiser import LearnedVarianceDenoiser
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
 from cyclediff.models import adm
-from cyclediff.models.inference import ready
+from cyclediff.models.inference import for_inference
 from cyclediff.models.text_to_image import TextModel, caller
 from cyclediff.runtime.batch_size import find_batch_size
 
@@ -72,7 +72,7 @@ def rows_of_translation(table: Table, device: str, shape: dict[str, Any], steps:
     own = copy.deepcopy(unet)
     alpha_bar, timesteps = alpha_bar_from_betas(linear_betas()), spaced_timesteps(1000, steps)
     plain = LearnedVarianceDenoiser(lambda xt, t: unet(xt, t).sample, alpha_bar)
-    network = ready(own, lambda xt, t: own(xt, t).sample, device, "bfloat16", "default")
+    network = for_inference(own, lambda xt, t: own(xt, t).sample, device, "bfloat16", "default")
     fast = LearnedVarianceDenoiser(network, alpha_bar)
     method = CycleDiffusion(T=steps, T_es=steps, eta=ETA)
 

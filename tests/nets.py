@@ -9,12 +9,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import EpsDenoiser, LearnedVarianceDenoiser
+from cyclediff.diffusion.prompt import Prompt
 from cyclediff.diffusion.schedule import alpha_bar_from_betas
 from cyclediff.models import adm, ddpm
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
 from cyclediff.models.weights import load_converted
-from cyclediff.prompt_alignment import Prompt
 
 GOLDEN = Path(__file__).parent / "golden"
 OFFICIAL = {

@@ -1,6 +1,7 @@
 """What every method promises, checked for each file in conf/method."""
 
 import re
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from omegaconf import OmegaConf
 from cyclediff.attention_control import AttentionControl
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.noise import Noise
+from cyclediff.diffusion.prompt import Prompt
 from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
-from cyclediff.prompt_alignment import Prompt
 from cyclediff.runtime.meter import Meter
 
 from .nets import gaussian_denoiser, tiny_classifier
@@ -22,6 +23,8 @@ from .nets import gaussian_denoiser, tiny_classifier
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "conf" / "method").glob("*.yaml"))
 ALPHA_BAR = alpha_bar_from_betas(linear_betas())
+SIDES = {"source", "target"}
+GUIDANCE = {"extractor": tiny_classifier().features}
 IDS = ["a", "b", "c", "d"]
 X0 = 0.3 + 0.2 * torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
@@ -31,28 +34,23 @@ def settings_of(file: Path, task: str = "pets_cat2dog") -> dict:
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         more = ["timesteps=ldm"] if task == "zero_shot" else []
         cfg = compose("config", [f"method={file.stem}", f"task={task}", *more])
-    settings = OmegaConf.to_container(cfg.method, resolve=False)
-    settings.pop("extractor", None)
-    return OmegaConf.to_container(OmegaConf.create({"task": cfg.task, "method": settings}).method, resolve=True)
+    return OmegaConf.to_container(cfg.method, resolve=True)
 
 
 def make(file: Path, task: str = "pets_cat2dog"):
     settings = settings_of(file, task)
-    needed = set(settings.pop("models"))
+    needs, _ = set(settings.pop("needs")), settings.pop("conditions")
     if settings.get("attention"):
         settings["attention"] = AttentionControl(**settings["attention"])
-    if "extractor" in needed:
-        settings["extractor"] = tiny_classifier().features
-    method = get_class(settings.pop("_target_"))(**settings)
-    assert needed - {"extractor"} == method.uses
-    return method
+    guidance = {name: GUIDANCE[name] for name in needs - SIDES}
+    return get_class(settings.pop("_target_"))(**settings, **guidance)
 
 
 def prompted(mean: float, n: int) -> GuidedDenoiser:
     """One network under a prompt that says around which mean its data lie."""
     prompt = Prompt("a cat", (0, 1, 2, 3), ("", "a", "cat", ""))
     context, empty = torch.full((n, 4, 1), mean), torch.zeros(1, 4, 1)
-    return GuidedDenoiser(prompted_network, ALPHA_BAR, "epsilon", context, empty, (1.0,) * n, (prompt,) * n)
+    return GuidedDenoiser(prompted_network, ALPHA_BAR, "epsilon", context, empty, (1.0,) * n, (prompt,) * n, "one")
 
 
 def prompted_network(xt, t, context, edit):
@@ -65,7 +63,7 @@ def call(method, x0=X0, ids=IDS, seed=1, watch=lambda denoiser: denoiser):
     denoisers = {"source": gaussian_denoiser(0.3, 0.2, ALPHA_BAR), "target": gaussian_denoiser(-0.4, 0.5, ALPHA_BAR)}
     if getattr(method, "attention", None):
         denoisers = {"source": prompted(0.3, len(ids)), "target": prompted(-0.4, len(ids))}
-    sides = [watch(denoisers[side]) if side in method.uses else None for side in ("source", "target")]
+    sides = [watch(denoisers[side]) if side in method.needs else None for side in ("source", "target")]
     return method(x0, *sides, Noise(seed, ids))
 
 
@@ -113,7 +111,7 @@ def test_name_is_the_file_and_settings_are_explained(file):
     assert re.search(r"arXiv \d{4}\.\d{5}", file.read_text().splitlines()[0])
 
 
-EVALUATIONS = {  # of a network, for an image of the embedded row
+EVALUATIONS = {  # of a network, of an image of pets
     "cyclediffusion": 2 * 85 - 1 + 10,
     "ddib": 2 * 100,
     "egsde": 50,
@@ -127,7 +125,7 @@ EVALUATIONS = {  # of a network, for an image of the embedded row
 def test_how_often_networks_are_evaluated(name, expected):
     meter = Meter(IDS, lambda: None)
     call(make(ROOT / "conf" / "method" / f"{name}.yaml"), watch=lambda denoiser: meter.watch(denoiser, "only"))
-    assert meter.rows == expected * len(IDS)
+    assert meter.forwards == expected * len(IDS)
 
 
 def test_shape_type_and_range_of_the_result(method):
@@ -135,7 +133,31 @@ def test_shape_type_and_range_of_the_result(method):
     assert out.shape == X0.shape
     assert out.dtype == X0.dtype
     assert out.isfinite().all()
-    assert method.uses <= {"source", "target"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_file_and_class_declare_the_same(file):
+    settings, method = settings_of(file), make(file)
+    assert set(settings["needs"]) == method.needs
+    assert set(settings["conditions"]) == method.conditions
+    assert not set(settings) & (method.needs - SIDES)  # guidance networks are given to it, not configured
+
+
+def test_abilities(method):
+    names = {field.name for field in fields(method)}
+    assert "target" in method.needs
+    assert method.needs - SIDES <= names
+    assert method.conditions
+    assert method.conditions <= {"none", "text", "image"}
+    assert method.starts_at is None or method.starts_at in names
+    assert method.num_steps == 100  # of pets
+    assert method.inverts == callable(getattr(method, "candidates", None)) == method.name.startswith("cyclediffusion")
+
+
+def test_starting_levels():
+    assert {file.stem: make(file).starts_at for file in FILES if not file.stem.endswith("_cac")} == {
+        "cyclediffusion": "T_es", "sdedit": "t0", "egsde": "t0", "egsde_dagger": "t0", "ddib": None, "ilvr": None,
+    }  # fmt: skip
 
 
 def test_it_moves_to_the_target_domain(method):

@@ -3,16 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclediff.data.folders import (
-    Expected,
-    Folder,
-    Sources,
-    cached_folder,
-    check_dataset,
-    prepare_pets,
-    prepare_photos,
-    raw_folder,
-)
+from cyclediff.data.folders import Expected, Folder, cached_folder, check_dataset, prepare_photos, raw_folder
+from cyclediff.pets.folders import prepare_pets
+from cyclediff.studies.sources import Sources
 from cyclediff.errors import UserError
 from cyclediff.pets.render import render, sample_factors
 

@@ -18,7 +18,7 @@ from cyclediff.data.edit_lists import (
     read_edit_list,
     read_prompts,
 )
-from cyclediff.data.folders import PETS_SEEDS
+from cyclediff.pets.folders import PETS_SEEDS
 from cyclediff.errors import UserError
 from cyclediff.pets.captions import sample_edits
 from cyclediff.pets.folders import prepare_pet_edits

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclediff.data.folders import prepare_pets
+from cyclediff.pets.folders import prepare_pets
 from cyclediff.data.images import to_uint8
 from cyclediff.pets.captions import sample_edits
 from cyclediff.pets.render import render, sample_factors

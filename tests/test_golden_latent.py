@@ -11,11 +11,11 @@ from torch import Tensor
 
 from cyclediff.cyclediffusion import CycleDiffusion, decode, encode
 from cyclediff.diffusion.denoiser import GuidedDenoiser
+from cyclediff.diffusion.prompt import Prompt
 from cyclediff.diffusion.schedule import alpha_bar_from_betas, latent_timesteps, sampling_path, scaled_linear_betas
 from cyclediff.diffusion.steps import ddim_sigma, transitions
 from cyclediff.models.text_to_image import caller
-from cyclediff.prompt_alignment import Prompt
-from cyclediff.shared_encoding import search
+from cyclediff.shared_encoding import decode_candidates
 from cyclediff.studies.selection import Grid, rank
 
 from .nets import GOLDEN, RecordedNoise, cases, golden, state_of
@@ -44,7 +44,7 @@ def denoiser(texts: list[str], scales) -> GuidedDenoiser:
     context = torch.stack([embedded[text] for text in texts])
     prompts = tuple(Prompt(text, (0, 1, 2), ("", text, "")) for text in texts)
     scales = (float(scales),) * len(texts) if isinstance(scales, int | float) else tuple(map(float, scales))
-    return GuidedDenoiser(network(), ALPHA_BAR, "epsilon", context, embedded["uncond"][None], scales, prompts)
+    return GuidedDenoiser(network(), ALPHA_BAR, "epsilon", context, embedded["uncond"][None], scales, prompts, "golden")
 
 
 def test_network(parity):
@@ -162,13 +162,14 @@ def test_ensemble(parity):
     scales = {c.chain: c.source_guidance for c in every}
     mean, logvar = data["moments"][:1].float().chunk(2, dim=1)
     x0 = header("scale_factor") * (mean + (logvar.clamp(-30, 20) / 2).exp() * data["ens.posterior_noise"])
-    found = search(
-        CycleDiffusion(T=99, T_es=99, eta=0.1, spacing="latent"),
+    found = decode_candidates(
         x0.expand(len(paths), -1, -1, -1),
         denoiser(["src1"] * len(paths), [scales[path] for path in paths]),
         denoiser(["tgt1"] * len(order), [c.guidance for c in order]),
         ChainNoise([noise[path] for path in paths]),
         [(paths.index(c.chain), 99 - c.skip) for c in order],
+        T=99,
+        eta=0.1,
     )
     ours = torch.empty_like(found)
     ours[[c.index for c in order]] = found

@@ -1,84 +1,188 @@
-"""Imports point one way: maths ← models ← methods ← the run; eval stands alone."""
+"""Imports point downwards, without circles, and nothing heavy is imported before it is needed."""
 
 import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = {"cyclediff", "baselines", "eval", "scripts", "run", "tests"}
-
-MATHS = {f"cyclediff.{name}" for name in ("schedule", "steps", "noise", "denoiser", "method", "lowpass")}
-MATHS |= {f"cyclediff.{name}" for name in ("prompt_alignment", "attention_control", "joint")}
-ALLOWED = {  # a file or folder → the modules of this project that it may import
-    "cyclediff/schedule.py": set(),
-    "cyclediff/noise.py": set(),
-    "cyclediff/steps.py": set(),
-    "cyclediff/lowpass.py": set(),
-    "cyclediff/denoiser.py": {"cyclediff.diffusion.schedule", "cyclediff.prompt_alignment"},
-    "cyclediff/prompt_alignment.py": set(),
-    "cyclediff/attention_control.py": {"cyclediff.prompt_alignment"},
-    "cyclediff/method.py": {"cyclediff.diffusion.denoiser", "cyclediff.diffusion.noise"},
-    "cyclediff/joint.py": MATHS - {"cyclediff.diffusion.paired"},
-    "cyclediff/cyclediffusion.py": MATHS,
-    "cyclediff/search.py": MATHS | {"cyclediff.cyclediffusion"},
-    "cyclediff/selection.py": set(),
-    "cyclediff/models": MATHS - {"cyclediff.diffusion.paired"} | {"cyclediff.models", "cyclediff.errors"},
-    "cyclediff/pets": {"cyclediff.pets"},
-    "cyclediff/loggers": {"cyclediff.loggers", "cyclediff.errors", "cyclediff.data.images"},
-    "baselines": MATHS,
-    "eval": {"eval"},
-}
+PACKAGES = ("cyclediff", "baselines", "eval")
+OWN_FILES = ("cyclediffusion", "shared_encoding", "similarity", "guidance", "attention_control", "prompt_alignment")
+LAYERS = [  # from top to bottom; a module imports from its own layer and from those below
+    {"run"},
+    {"cyclediff.cli"},
+    {"cyclediff.loggers"},
+    {"cyclediff.studies"},
+    {"cyclediff.runtime"},
+    {"cyclediff.pets"},
+    {"cyclediff.data"},
+    {"cyclediff.models"},
+    {f"cyclediff.{name}" for name in OWN_FILES},
+    {"cyclediff.method"},
+    {"cyclediff.diffusion"},
+    {"cyclediff.errors"},
+]
+OF_EVAL = {"eval.files", "eval.random_mark", "eval.records"}  # what any module of cyclediff may import
+USERS_OF_EVAL = ("cyclediff.cli", "cyclediff.loggers", "cyclediff.studies")  # may import all of eval
 HEAVY = {"torch", "diffusers", "torchmetrics", "torchvision", "scipy", "transformers", "cleanfid", "requests"}
 HEAVY |= {"open_clip", "pyarrow", "wandb", "tensorboard", "lpips", "jinja2"}
 
 
-def imports(path: Path, only_module_level: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if only_module_level else ast.walk(tree)
+def name_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = [ROOT / "run.py", *(file for folder in PACKAGES for file in sorted((ROOT / folder).rglob("*.py")))]
+MODULES = {name_of(file): file for file in FILES}
+
+
+def statements(node: ast.AST, inside_functions: bool) -> Iterator[ast.AST]:
+    """All nodes but those under `if TYPE_CHECKING:` and, if asked, those of functions."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if not inside_functions and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        yield child
+        yield from statements(child, inside_functions)
+
+
+@cache
+def imports(file: Path, inside_functions: bool = True) -> frozenset[str]:
+    """Names of the modules that a file imports; `from package import module` is the module."""
     found = set()
-    for node in nodes:
+    for node in statements(ast.parse(file.read_text()), inside_functions):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, f"{file} imports relatively"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in names if name in MODULES}
+            if names - MODULES.keys():
+                found.add(node.module)
+    return frozenset(found)
+
+
+def ours(name: str) -> set[str]:
+    return {found for found in imports(MODULES[name]) if found.split(".")[0] in (*PACKAGES, "run", "scripts", "tests")}
+
+
+def is_in(name: str, places: set[str] | tuple[str, ...]) -> bool:
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def layer_of(name: str) -> int:
+    return next((i for i, layer in enumerate(LAYERS) if is_in(name, layer)), -1)
+
+
+CYCLEDIFF = [name for name in MODULES if name == "run" or name.startswith("cyclediff.")]
+
+
+@pytest.mark.parametrize("name", CYCLEDIFF)
+def test_every_module_has_a_layer_and_imports_downwards(name):
+    assert layer_of(name) >= 0, f"{name} is in no layer"
+    for other in ours(name):
+        if is_in(other, ("eval",)):
+            assert is_in(other, OF_EVAL) or is_in(name, USERS_OF_EVAL), f"{name} imports {other}"
+        else:
+            assert layer_of(other) >= layer_of(name), f"{name} imports {other}"
+
+
+def test_baselines_import_the_maths_and_what_a_method_is():
+    for name in (name for name in MODULES if name.startswith("baselines.")):
+        for other in ours(name):
+            assert is_in(other, ("cyclediff.diffusion", "cyclediff.method")), f"{name} imports {other}"
+
+
+def test_eval_stands_alone():
+    for name in (name for name in MODULES if name.startswith("eval.")):
+        for other in ours(name):
+            assert is_in(other, ("eval",)), f"{name} imports {other}"
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Strongly connected components of more than one module (Tarjan)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in graph[node]:
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            component = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(component) > 1 or node in graph[node]:
+                found.append(sorted(component))
+
+    for node in graph:
+        if node not in index:
+            visit(node)
     return found
 
 
-def ours(names: set[str]) -> set[str]:
-    return {name for name in names if name.split(".")[0] in OURS}
+def test_circles_are_found():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"e"}}
+    assert sorted(circles(graph)) == [["b", "c"], ["e"]]
 
 
-@pytest.mark.parametrize("place", ALLOWED)
-def test_arrows(place):
-    files = [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).rglob("*.py"))
-    assert files
-    for file in files:
-        for name in ours(imports(file)):
-            assert any(name == a or name.startswith(f"{a}.") for a in ALLOWED[place]), f"{file.name} imports {name}"
-
-
-def test_baselines_do_not_import_one_another():
-    for file in (ROOT / "baselines").glob("*.py"):
-        assert not any(name.startswith("baselines") for name in imports(file))
+def test_no_circles():
+    """Imports inside functions count too."""
+    assert circles({name: ours(name) & MODULES.keys() for name in MODULES}) == []
 
 
 def test_diffusers_stays_in_models():
-    for folder in ("cyclediff", "baselines", "eval"):
-        for file in (ROOT / folder).rglob("*.py"):
-            if "diffusers" in {name.split(".")[0] for name in imports(file)}:
-                assert file.parent.name == "models"
+    for name, file in MODULES.items():
+        if "diffusers" in {other.split(".")[0] for other in imports(file)}:
+            assert is_in(name, ("cyclediff.models", "cyclediff.pets.networks")), f"{name} imports diffusers"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.name == "__init__.py"], ids=name_of)
+def test_a_folder_says_in_one_sentence_what_belongs_there(file):
+    tree = ast.parse(file.read_text())
+    assert len(tree.body) == 1
+    text = ast.get_docstring(tree)
+    assert text
+    assert "\n" not in text
+    assert [match.end() for match in re.finditer(r"[.!?](?=\s|$)", text)] == [len(text)]
+
+
+def test_every_folder_of_python_files_is_a_package():
+    for folder in {file.parent for file in FILES} - {ROOT}:
+        assert (folder / "__init__.py").is_file()
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
     """`python run.py --help` and a misspelt key answer at once."""
-    seen, queue = set(), [ROOT / "run.py"]
+    seen, queue = set(), ["run"]
     while queue:
-        file = queue.pop()
-        for name in imports(file, only_module_level=True):
-            assert name.split(".")[0] not in HEAVY, f"{file.name} imports {name}"
-            module = ROOT / (name.replace(".", "/") + ".py")
-            if module.exists() and module not in seen:
-                seen.add(module)
-                queue.append(module)
-    assert ROOT / "cyclediff/results.py" in seen
+        name = queue.pop()
+        seen.add(name)
+        for other in imports(MODULES[name], inside_functions=False):
+            assert other.split(".")[0] not in HEAVY, f"{name} imports {other}"
+            if other in MODULES and other not in seen:
+                queue.append(other)
+    assert "cyclediff.cli.main" in seen
+
+
+def test_help_loads_nothing_heavy():
+    """Not through other packages either; a package that is only looked for is not loaded."""
+    show = f"print('loaded', sorted({HEAVY} & sys.modules.keys()), file=sys.stderr)"
+    code = f"import atexit, runpy, sys; atexit.register(lambda: {show}); sys.argv = ['run.py', '--help']"
+    code += "; runpy.run_path('run.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip().endswith("loaded []")

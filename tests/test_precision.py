@@ -12,7 +12,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from cyclediff.diffusion.denoiser import EpsDenoiser
 from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
 from cyclediff.errors import UserError
-from cyclediff.models.inference import Evaluation, ready
+from cyclediff.models.inference import Evaluation, for_inference
 from cyclediff.pets.networks import load
 from cyclediff.runtime import precision
 from cyclediff.runtime.precision import exact, insist_on_bound
@@ -34,7 +34,7 @@ def network():
 def test_autocast_is_what_it_says():
     """A convolution of rounded numbers, and float32 outside."""
     conv, call = network()
-    evaluation = ready(conv, call, "cpu", dtype="bfloat16")
+    evaluation = for_inference(conv, call, "cpu", dtype="bfloat16")
     out = evaluation(X, T)
     assert out.dtype == torch.float32
     assert conv.weight.dtype == torch.float32
@@ -46,7 +46,7 @@ def test_autocast_is_what_it_says():
 
 
 def test_float32_is_its_own_judge():
-    assert ready(*network(), "cpu").exact is None
+    assert for_inference(*network(), "cpu").exact is None
 
 
 def test_an_embedded_network_in_bfloat16_is_close_and_its_exact_form_is_float32s():
@@ -62,7 +62,7 @@ def test_an_embedded_network_in_bfloat16_is_close_and_its_exact_form_is_float32s
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
 def test_compiled_networks_compute_the_same_for_every_batch_size():
     conv, call = network()
-    evaluation = ready(conv, lambda xt, t: nn.functional.silu(call(xt, t)), "cpu", compile_mode="default")
+    evaluation = for_inference(conv, lambda xt, t: nn.functional.silu(call(xt, t)), "cpu", compile_mode="default")
     first, kept = evaluation(X, T), None
     kept = first.clone()
     for x, t in ((X, T), (X[:1], T[:1]), (X.repeat(3, 1, 1, 1), T.repeat(3))):
@@ -73,7 +73,7 @@ def test_compiled_networks_compute_the_same_for_every_batch_size():
 @pytest.mark.parametrize("form", [{"dtype": "float64"}, {"compile_mode": "fastest"}])
 def test_forms_that_there_are_not(form):
     with pytest.raises(UserError, match=r"must be .*one of"):
-        ready(*network(), "cpu", **form)
+        for_inference(*network(), "cpu", **form)
 
 
 def test_a_denoiser_of_a_plain_network_is_exact_already():

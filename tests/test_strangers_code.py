@@ -81,7 +81,7 @@ def methods():
             task = "pets_edit" if name.endswith("_cac") else "pets_cat2dog"
             cfg = compose("config", [f"experiment={task}", f"method={name}"])
             node = OmegaConf.to_container(cfg.method, resolve=True)
-            node.pop("models")
+            del node["needs"], node["conditions"]
             cls = get_class(node.pop("_target_"))
             node["attention"] = None
             node["extractor"] = None

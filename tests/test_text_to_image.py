@@ -1,17 +1,31 @@
 """Text-to-image models: loading, prompts, guidance, and equality with diffusers' pipelines under the same noise."""
 
 import warnings
+from contextlib import ExitStack
+from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
-from diffusers import CycleDiffusionPipeline, LDMTextToImagePipeline, StableDiffusionImg2ImgPipeline
+from diffusers import (
+    AutoencoderKL,
+    CycleDiffusionPipeline,
+    DDIMScheduler,
+    DiffusionPipeline,
+    LDMTextToImagePipeline,
+    StableDiffusionImg2ImgPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from baselines.ddib import DDIB
 from baselines.sdedit import SDEdit
+from cyclediff.attention_control import install
 from cyclediff.cyclediffusion import CycleDiffusion
 from cyclediff.diffusion.noise import Noise
 from cyclediff.errors import UserError
 from cyclediff.models.load_text import load_text_to_image
+from cyclediff.models.text_to_image import caller
 
 from .nets import RecordedNoise
 from .tiny_sd import latent_diffusion, stable_diffusion
@@ -125,8 +139,6 @@ def test_rows_of_the_network(model):
         seen.append(len(xt))
         return model.network(xt, t, context, edit)
 
-    from dataclasses import replace
-
     watched = replace(model, network=counting)
     x0 = model.encode(IMAGE, RecordedNoise([torch.zeros(2, 4, 8, 8)]))
     method = CycleDiffusion(T=33, T_es=2, eta=0.1, spacing="latent")
@@ -167,7 +179,7 @@ def test_same_prompt_returns_the_latent(model):
 
 
 def test_half_precision_weights_keep_float32_latents(folder):
-    half = load_text_to_image(str(folder), "bfloat16")
+    half = load_text_to_image(str(folder), dtype="bfloat16")
     noise = Noise(1, ["a", "b"])
     x0 = half.encode(IMAGE, noise)
     method = CycleDiffusion(T=20, T_es=12, eta=0.1, spacing="latent")
@@ -178,6 +190,78 @@ def test_half_precision_weights_keep_float32_latents(folder):
     noise = Noise(1, ["a", "b"])
     other = method(whole.encode(IMAGE, noise), whole.condition([SOURCE] * 2), whole.condition([TARGET] * 2, 2.0), noise)
     assert 0 < (out - other).square().mean().sqrt() < 0.25 * other.std()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_cast_model_equals_one_loaded_in_that_type(folder, dtype):
+    half = load_text_to_image(str(folder), dtype=dtype)
+    kind = getattr(torch, dtype)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=kind, low_cpu_mem_usage=False)
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=kind, low_cpu_mem_usage=False)
+    text = CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=kind)
+    for part in (unet, vae, text):
+        part.eval().requires_grad_(False)
+    for part in (unet, vae):
+        part.to(memory_format=torch.channels_last)
+    install(unet)
+    network = caller(unet, kind, torch.channels_last)
+    direct = replace(half, network=network, unet=unet, vae=vae, text_encoder=text, _embedded={})
+
+    def results(model):
+        noise = Noise(1, ["a", "b"])
+        x0 = model.encode(IMAGE, noise)
+        eps = model.condition([SOURCE, TARGET], 2.0)(x0, torch.tensor([20, 700]))
+        return x0, eps, model.decode(eps)
+
+    assert all(ours.equal(theirs) for ours, theirs in zip(results(half), results(direct), strict=True))
+
+
+def test_a_cast_model_is_the_same_networks(tmp_path):
+    whole = load_text_to_image(str(stable_diffusion(tmp_path)))
+    before = whole.condition([SOURCE])
+    half = whole.cast("bfloat16")
+    assert half.unet is whole.unet
+    assert half.vae is whole.vae
+    assert {p.dtype for part in (half.unet, half.vae, half.text_encoder) for p in part.parameters()} == {torch.bfloat16}
+    assert before.network_id == whole.condition([TARGET]).network_id != half.condition([SOURCE]).network_id
+    with pytest.raises(UserError, match="got int8"):
+        half.cast("int8")
+
+
+def test_float32_is_loaded_once_until_it_is_cast(tmp_path):
+    folder = stable_diffusion(tmp_path)
+    whole = load_text_to_image(str(folder))
+    assert load_text_to_image(str(folder)) is whole
+    half = load_text_to_image(str(folder), dtype="bfloat16")
+    assert half is not load_text_to_image(str(folder), dtype="bfloat16")
+    assert half.unet is not whole.unet
+    whole.cast("bfloat16")
+    again = load_text_to_image(str(folder))
+    assert again is not whole
+    assert again.unet.dtype == torch.float32
+
+
+def test_the_commit_of_a_hub_id_reaches_every_part(folder):
+    seen = []
+
+    def spy(kind, name):
+        real = getattr(kind, name)
+
+        def call(path, *more, revision=None, **settings):
+            seen.append((kind.__name__, revision))
+            return real(path, *more, **settings)
+
+        return patch.object(kind, name, call)
+
+    loaders = (CLIPTokenizer, CLIPTextModel, UNet2DConditionModel, AutoencoderKL)
+    with ExitStack() as stack:
+        for kind in loaders:
+            stack.enter_context(spy(kind, "from_pretrained"))
+        for kind in (DiffusionPipeline, DDIMScheduler):
+            stack.enter_context(spy(kind, "load_config"))
+        load_text_to_image(str(folder), revision="0123abc")
+    assert {kind for kind, _ in seen} >= {kind.__name__ for kind in (*loaders, DiffusionPipeline, DDIMScheduler)}
+    assert {revision for _, revision in seen} == {"0123abc"}
 
 
 def test_ddib_between_equal_prompts_converges_to_the_latent(model):
@@ -220,4 +304,4 @@ def test_a_hub_id_without_network(monkeypatch):
 
 def test_wrong_dtype():
     with pytest.raises(UserError, match="float32, bfloat16, float16; got int8"):
-        load_text_to_image("anything", "int8")
+        load_text_to_image("anything", dtype="int8")

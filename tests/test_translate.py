@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from baselines.sdedit import SDEdit
-from cyclediff.data.folders import prepare_pets
+from cyclediff.pets.folders import prepare_pets
 from cyclediff.data.images import read_rgb
 from cyclediff.diffusion.denoiser import EpsDenoiser, LearnedVarianceDenoiser
 from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas

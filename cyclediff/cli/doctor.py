@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cyclediff.data.assets import locate
-from cyclediff.data.folders import PETS
+from cyclediff.pets.folders import PETS
 from cyclediff.runtime.record import PACKAGES
 from cyclediff.studies.requirements import MethodFile, method_files
 

@@ -1,13 +1,12 @@
-"""The command line's mistakes, each told in one sentence that says what exists."""
+"""Mistakes on the command line: one sentence for each, which says what exists."""
 
 import difflib
-import math
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -27,10 +26,10 @@ from cyclediff.runtime import distributed, stop
 
 
 @contextmanager
-def telling_mistakes(config_dir: str) -> Iterator[None]:
-    """End the program with one sentence and exit code 2 where its user can mend what is wrong.
+def reported(config_dir: str) -> Iterator[None]:
+    """End the program with one sentence and exit code 2 where its user can correct what is wrong.
 
-    Of several processes one tells, and all end; that holds for errors with a traceback too.
+    Of several processes one prints it, and all end. That holds for errors with a traceback, too.
 
     Args:
         config_dir: the folder of the configuration, to say what could have been written.
@@ -59,21 +58,8 @@ def telling_mistakes(config_dir: str) -> Iterator[None]:
         distributed.end_by_error(error)
 
 
-@contextmanager
-def values_are_mistakes() -> Iterator[None]:
-    """Tell a ValueError of code that knows nothing of this program, as a mistake of its user."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, ValueError):
-            raise
-        raise UserError(str(error.__cause__)) from error
-
-
 def fail(sentence: str, code: int = 2) -> NoReturn:
-    """Tell why there is no result, and end the program."""
+    """Print why there is no result, and end the program."""
     distributed.end(f"error: {sentence}", code)
 
 
@@ -123,39 +109,3 @@ def _listed(given: str, names: Iterable[str]) -> str:
     names = sorted(names)
     close = difflib.get_close_matches(given, names, n=1)
     return f"one of {', '.join(names)}" + (f" (did you mean {close[0]}?)" if close else "")
-
-
-def check_number(cfg: DictConfig, key: str, least: int, word: str | None = None) -> None:
-    """Insist on a whole number.
-
-    Raises:
-        UserError: if the setting is anything else, or less than `least`, and not `word`.
-    """
-    value = cfg
-    for part in key.split("."):
-        value = value[part]
-    if word is not None and value == word:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        allowed = f"a whole number of at least {least}{f', or {word}' if word else ''}"
-        raise UserError(f"{key} must be {allowed}; got {value}")
-
-
-def build(cls: type, settings: dict[str, Any]) -> Any:
-    """Make a method from its settings, with their types checked against its annotations.
-
-    Raises:
-        UserError: if a value has another type or is outside its range.
-    """
-    for key, kind in get_type_hints(cls).items():
-        allowed = (int, float) if kind is float else kind
-        if key in settings and kind in (int, float, bool, str):
-            wrong = not isinstance(settings[key], allowed) or (isinstance(settings[key], bool) and kind is not bool)
-            if wrong:
-                raise UserError(f"method.{key} must be of type {kind.__name__}; got {settings[key]!r}")
-            if kind is float and not math.isfinite(settings[key]):
-                raise UserError(f"method.{key} must be a finite number; got {settings[key]}")
-    try:
-        return cls(**settings)
-    except ValueError as error:
-        raise UserError(str(error)) from error

@@ -1,15 +1,17 @@
 """Which files real experiments need, where they come from, and which are here: conf/assets.yaml."""
 
+import contextlib
 import hashlib
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from cyclediff.data.images import write_atomically
 from cyclediff.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -80,18 +82,23 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(path: Path, assets: dict[str, Asset]) -> str:
-    """What identifies weights: the sha256 of a file (computed once), or of a folder's files; a hub id is its own.
+def fingerprint(path: Path, assets: dict[str, Asset], cache: Path) -> str:
+    """What identifies weights: the sha256 of a file, or of a folder's files with their names.
+
+    Args:
+        path: the file or folder.
+        assets: the catalogue, with the checksums that are pinned.
+        cache: folder of known checksums.
 
     Raises:
         UserError: if the file's sha256 is pinned and another.
     """
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
-        return hashlib.sha256("".join(f"{p.name}{_sha256_once(p)}" for p in files).encode()).hexdigest()
-    if not path.exists():
-        return str(path)
-    digest, asset = _sha256_once(path), assets.get(path.name)
+        known = cached_sha256(files, cache)
+        names = "".join(f"{file.relative_to(path).as_posix()}{known[file]}" for file in files)
+        return hashlib.sha256(names.encode()).hexdigest()
+    digest, asset = cached_sha256([path], cache)[path], assets.get(path.name)
     if asset and asset.sha256 and asset.sha256 != digest:
         raise UserError(
             f"{path} has sha256 {digest}, conf/assets.yaml pins {asset.sha256}; get the file again, or pin the new one"
@@ -99,9 +106,33 @@ def fingerprint(path: Path, assets: dict[str, Asset]) -> str:
     return digest
 
 
-@cache
-def _sha256_once(path: Path) -> str:
-    return file_sha256(path)
+def cached_sha256(files: Sequence[Path], cache: Path) -> dict[Path, str]:
+    """The sha256 of files. One whose size, time and inode are as they were is not read again.
+
+    Args:
+        files: of any size.
+        cache: folder of known checksums, which is made if need be. Where it cannot be written, files are read again.
+    """
+    table = cache / "checksums.json"
+    try:
+        known = json.loads(table.read_bytes())
+    except (OSError, ValueError):  # not there, or damaged
+        known = {}
+    known = known if isinstance(known, dict) else {}
+    found, new = {}, {}
+    for file in files:
+        about = file.stat()
+        state = [about.st_size, about.st_mtime_ns, about.st_ino]
+        name = str(file.resolve())
+        entry = known.get(name)
+        if not (isinstance(entry, list) and entry[:-1] == state):
+            entry = new[name] = [*state, file_sha256(file)]
+        found[file] = entry[-1]
+    if new:
+        with contextlib.suppress(OSError, UserError):
+            cache.mkdir(parents=True, exist_ok=True)
+            write_atomically(json.dumps(known | new).encode(), table)
+    return found
 
 
 def missing_screen(task: str, needed: Iterable[Path], assets: dict[str, Asset], hint: str) -> str:
@@ -116,7 +147,7 @@ def missing_screen(task: str, needed: Iterable[Path], assets: dict[str, Asset], 
     needed = list(needed)
     missing = [path for path in needed if not path.exists()]
     here = [path.name for path in needed if path.exists()]
-    lines = [f"{task} needs {len(needed)} files and folders, and {len(missing)} of them are not here"]
+    lines = [f"{task} needs {len(needed)} files and folders; {len(missing)} of them are missing"]
     for path in missing:
         asset = assets.get(path.name) or next((a for n, a in assets.items() if n in path.parts), None)
         lines.append(f"  {path}")

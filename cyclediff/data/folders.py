@@ -1,4 +1,4 @@
-"""From a source (a folder of photos, or the embedded world) to prepared PNGs of one size with ids."""
+"""From a folder of photos to prepared PNGs of one size with ids."""
 
 import csv
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from cyclediff.data.assets import file_sha256
-from cyclediff.data.images import image_size, read_rgb, square, to_pil, to_uint8, write_atomically, write_png
+from cyclediff.data.images import image_size, read_rgb, square, write_atomically, write_png
 from cyclediff.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -25,10 +25,6 @@ MOST_PIXELS = 89_478_485  # where Pillow starts to warn: 256 MiB of RGB
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # breaks tables, or is no text
 EDITS = "edits.csv"  # texts and masks in a prepared folder of edits
 EDIT_COLUMNS = ("id", "source", "target", "category", "mask")
-PETS = "pets"
-PETS_VERSION = 1  # of the renderer: a change of its pixels is another data set
-CAPTIONS_VERSION = 1  # of its captions and edits
-PETS_SEEDS = {"source": 1001, "reference": 2002, "edits": 3003}  # the networks were trained on factors of other seeds
 
 
 @dataclass(frozen=True)
@@ -67,42 +63,6 @@ class Folder:
     def named(self, name: str | None, suffix: str = "") -> "Folder":
         """The same images under another name (None keeps it), followed by what was done to them."""
         return replace(self, name=(name or self.name) + suffix)
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The images of one cell.
-
-    Args:
-        source: to be translated.
-        counterpart: their true translations, where there are such.
-        reference: of the target domain, for FID and KID; None for no such scores.
-        dataset: the published data set that source and reference are, checked and whole; None for other images.
-        missing: images that a list names and that are not there.
-        found: how many images of that list are there, before a limit; None: as many as `source` has.
-    """
-
-    source: Folder
-    counterpart: Folder | None
-    reference: Folder | None
-    dataset: str | None
-    missing: tuple[str, ...] = ()
-    found: int | None = None
-
-    def record(self) -> dict[str, str | int | list[str] | None]:
-        """For run.json."""
-        found = len(self.source.ids) if self.found is None else self.found
-        partial = {"of": found + len(self.missing), "missing": list(self.missing)} if self.missing else {}
-        return {
-            "name": self.source.name,
-            "dataset": self.dataset,
-            "digest": self.source.digest,
-            "n": len(self.source.ids),
-            "source": self.source.path.name,
-            "counterpart": self.counterpart and self.counterpart.path.name,
-            "reference": self.reference and self.reference.name,
-            **partial,
-        }
 
 
 def prepare_photos(folder: Path, limit: int | None, size: int, resize: str, cache: Path) -> Folder:
@@ -169,33 +129,6 @@ def check_dataset(folder: Path, expected: Expected) -> None:
                 f"{folder} should hold {expected.name}, {expected.size}×{expected.size} pixels; {path.name} has "
                 f"{size[0]}×{size[1]}; {advice}"
             )
-
-
-def prepare_pets(species: str, split: str, count: int, size: int, cache: Path) -> Folder:
-    """Render animals of the embedded world, once. Equal splits of two species are counterparts, image by image.
-
-    Args:
-        species: "cat" or "dog".
-        split: "source" or "reference": disjoint random streams, neither of which a network was trained on.
-        count: number of images.
-        size: height and width in pixels.
-        cache: where prepared folders are kept.
-    """
-    name = f"pets-{species}-{split}"
-    ids = tuple(f"{split}{i:04d}" for i in range(count))
-
-    def draw(target: Path) -> None:
-        import torch
-
-        from cyclediff.pets.render import render, sample_factors
-
-        factors = sample_factors(count, torch.Generator().manual_seed(PETS_SEEDS[split]))
-        images = (image for chunk in factors.split(64) for image in to_uint8(render(chunk, species, size)))
-        for image_id, image in zip(ids, images, strict=True):
-            write_png(to_pil(image), target / f"{image_id}.png")
-
-    digest = digest_of({"name": name, "version": PETS_VERSION, "count": count, "size": size})
-    return cached_folder(cache / f"{name}-{digest}", ids, name, digest, draw)
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -1,1 +1,1 @@
-"""The maths: schedules, steps, noise and denoisers. It knows no file and no configuration."""
+"""The maths: schedules, steps, noise, denoisers and their paired evaluation, without files or configurations."""

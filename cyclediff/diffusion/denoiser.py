@@ -1,6 +1,6 @@
 """What a method sees of a network: (x_t, t) → eps, with the schedule it was trained on.
 
-Differences between networks (what they predict, how many channels they return) end here.
+Networks differ in what they predict and in how many channels they return. Here these differences end.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from cyclediff.prompt_alignment import Prompt
+from cyclediff.diffusion.prompt import Prompt
 
 Network = Callable[..., Tensor]  # (x_t, t) → prediction; a text-conditional one: (x_t, t, context, edit) → prediction
 Prediction = Literal["epsilon", "v_prediction"]
@@ -31,13 +31,13 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class VarianceDenoiser(Denoiser, Protocol):
-    """A denoiser that also knows how uncertain it is."""
+    """A denoiser that also predicts the variance of a step."""
 
     def with_variance(self, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(eps, fraction), each in the shape of xt.
 
-        The variance of the step is beta^fraction beta_tilde^(1 - fraction), a learned point between DDPM's two fixed
-        choices (arXiv 2102.09672, Eq. 15); the fraction is about 0 … 1, but not clamped.
+        The variance of the step is beta^fraction beta_tilde^(1 - fraction), a learned value between DDPM's two fixed
+        ones (arXiv 2102.09672, Eq. 15). The fraction is about 0 … 1, but not clamped.
         """
         ...
 
@@ -62,7 +62,7 @@ class LearnedVarianceDenoiser:
     alpha_bar: Tensor
 
     def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
-        """Predict eps; the variance is dropped, as all methods here but ILVR do."""
+        """Predict eps, without the variance; only ILVR uses that."""
         return self.network(xt, t)[:, : xt.shape[1]]
 
     def with_variance(self, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,9 +73,14 @@ class LearnedVarianceDenoiser:
 
 @dataclass(frozen=True, eq=False)
 class X0Denoiser:
-    """A network that predicts x0, blended with the noisy image itself where that is the better estimate.
+    """A network that predicts x0; at low noise its prediction is blended with x_t, see `blend_x0`.
 
     eps = (x_t - sqrt(alpha_bar) x0_hat) / sqrt(1 - alpha_bar)   (arXiv 2006.11239, Eq. 4 solved for eps).
+
+    Args:
+        network: (x_t, t) → x0, in the shape of x_t.
+        alpha_bar: (num_train,) float64.
+        x0_error: see `blend_x0`.
     """
 
     network: Network
@@ -90,37 +95,38 @@ class X0Denoiser:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What a network must see to evaluate some images under guided prompts.
+class NetworkBatch:
+    """One batch of a network that evaluates some images under guided prompts.
 
     Args:
         xt: (r, c, h, w), the images under the empty prompt, then the images under their own.
         context: (r, l, d), the embedded prompts.
-        free: the images of the first part, in order.
-        bound: the images of the second part, in order.
+        unconditional: the images of the first part, in order.
+        conditional: the images of the second part, in order.
     """
 
     xt: Tensor
     context: Tensor
-    free: list[int]
-    bound: list[int]
+    unconditional: list[int]
+    conditional: list[int]
 
 
 @dataclass(frozen=True, eq=False)
 class GuidedDenoiser:
-    """A text-conditional network under a prompt an image, with classifier-free guidance (arXiv 2207.12598, Eq. 6).
+    """A text-conditional network under one prompt per image, with classifier-free guidance (arXiv 2207.12598, Eq. 6).
 
-    eps = eps_empty + scale (eps_prompt - eps_empty). An image whose scale is 1 costs no evaluation under the empty
-    prompt, and one whose scale is 0 none under its own.
+    eps = eps_empty + scale (eps_prompt - eps_empty). An image with scale 1 is not evaluated under the empty prompt, and
+    one with scale 0 not under its own.
 
     Args:
         network: (x_t, t, context, edit) → its prediction, in the shape of x_t; `edit` (or None) reaches its attention.
         alpha_bar: (num_train,) float64.
         prediction: what the network predicts; v is sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (arXiv 2202.00512).
-        context: (n, l, d), the embedded prompts. A batch of fewer images is evaluated under the first ones.
+        context: (n, l, d), the embedded prompts. A batch of fewer images takes the first ones.
         empty: (1, l, d), the embedded empty prompt.
         scales: guidance scale of each image.
         prompts: the prompts themselves, for attention control.
+        network_id: equal for all conditions of one loaded network, different for others; see `paired_evaluation`.
     """
 
     network: Network
@@ -130,29 +136,34 @@ class GuidedDenoiser:
     empty: Tensor
     scales: tuple[float, ...]
     prompts: tuple[Prompt, ...]
+    network_id: str
     _contexts: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
         """Predict eps."""
-        rows = self.rows(xt)
-        return self.combine(self.network(rows.xt, t[rows.free + rows.bound], rows.context, None), rows, xt, t)
+        batch = self.batch(xt)
+        out = self.network(batch.xt, t[batch.unconditional + batch.conditional], batch.context, None)
+        return self.combine(out, batch, xt, t)
 
-    def rows(self, xt: Tensor) -> Rows:
-        """What the network must see."""
+    def batch(self, xt: Tensor) -> NetworkBatch:
+        """What the network must evaluate for images (n, c, h, w)."""
         scales = self.scales[: len(xt)]
-        free = [i for i, scale in enumerate(scales) if scale != 1]
-        bound = [i for i, scale in enumerate(scales) if scale != 0]
-        if len(xt) not in self._contexts:  # one tensor for all steps: attention keeps what it made of the last one
-            empty = self.empty.expand(len(free), -1, -1)
-            self._contexts[len(xt)] = torch.cat((empty, _take(self.context[: len(xt)], bound)))
-        return Rows(torch.cat((_take(xt, free), _take(xt, bound))), self._contexts[len(xt)], free, bound)
+        unconditional = [i for i, scale in enumerate(scales) if scale != 1]
+        conditional = [i for i, scale in enumerate(scales) if scale != 0]
+        if len(xt) not in self._contexts:  # one tensor for all steps, see ControlledAttention
+            empty = self.empty.expand(len(unconditional), -1, -1)
+            self._contexts[len(xt)] = torch.cat((empty, _take(self.context[: len(xt)], conditional)))
+        images = torch.cat((_take(xt, unconditional), _take(xt, conditional)))
+        return NetworkBatch(images, self._contexts[len(xt)], unconditional, conditional)
 
-    def combine(self, out: Tensor, rows: Rows, xt: Tensor, t: Tensor) -> Tensor:
-        """The guided eps of xt from what the network made of `rows`."""
-        without, under = out[: len(rows.free)], out[len(rows.free) :]
-        if rows.free and rows.bound:
-            if not len(rows.free) == len(rows.bound) == len(xt):
-                without, under = _complete(without, under, rows, xt), _complete(under, without, rows, xt, swap=True)
+    def combine(self, out: Tensor, batch: NetworkBatch, xt: Tensor, t: Tensor) -> Tensor:
+        """The guided eps of xt, (n, c, h, w), from what the network made of `batch`, (r, c, h, w)."""
+        first, second = batch.unconditional, batch.conditional
+        without, under = out[: len(first)], out[len(first) :]
+        if first and second:
+            if not len(first) == len(second) == len(xt):
+                complete = _complete(without, first, under, second, xt), _complete(under, second, without, first, xt)
+                without, under = complete
             scales = self.scales[: len(xt)]
             alike = len(set(scales)) == 1
             scale = scales[0] if alike else torch.tensor(scales).to(xt)[:, None, None, None]
@@ -170,21 +181,20 @@ def _take(x: Tensor, images: list[int]) -> Tensor:
     return x if len(images) == len(x) else x[images]
 
 
-def _complete(mine: Tensor, other: Tensor, rows: Rows, xt: Tensor, swap: bool = False) -> Tensor:
-    """One part of the network's answers for all images: from the other part where an image has only that."""
-    own, theirs = (rows.bound, rows.free) if swap else (rows.free, rows.bound)
+def _complete(part: Tensor, images: list[int], other: Tensor, others: list[int], xt: Tensor) -> Tensor:
+    """One part of the network's output for all images: from the other part where an image has only that."""
     full = torch.empty_like(xt)
-    full[theirs] = other
-    full[own] = mine
+    full[others] = other
+    full[images] = part
     return full
 
 
 def blend_x0(xt: Tensor, x0_hat: Tensor, alpha_bar: Tensor, x0_error: float) -> Tensor:
     """Mean of two estimates of x0, weighted by their precisions.
 
-    A network of limited width knows x0 to an error `x0_error` at best, but x_t / sqrt(alpha_bar) knows it to sigma =
-    sqrt(1 / alpha_bar - 1), which is smaller at the last few timesteps. Without the blend, eps there would be the
-    network's error divided by sigma, up to 100 times the error: DDIB's inversion begins at these timesteps.
+    A small network predicts x0 with an error of `x0_error` at best. x_t / sqrt(alpha_bar) is an estimate of x0 too, with
+    the error sigma = sqrt(1 / alpha_bar - 1), which is smaller at the last few timesteps. Without the blend, eps there
+    would be the network's error divided by sigma, up to 100 times the error. DDIB's inversion begins at these timesteps.
 
     Args:
         xt: (n, c, h, w).

@@ -1,7 +1,7 @@
 """The low-pass filters of ILVR and EGSDE: shrink an image by N, enlarge it again.
 
-As in the resizer that both official codes use, each output pixel is a weighted mean of input pixels, the kernel is
-stretched by N when shrinking (antialiasing), and pixels beyond the border are mirrored with the edge pixel repeated.
+It equals the resizer that both official codes use. Each output pixel is a weighted mean of input pixels. The kernel is
+stretched by N when shrinking (antialiasing). Pixels beyond the border are mirrored, and the edge pixel is repeated.
 """
 
 import math
@@ -31,7 +31,7 @@ REACH = {"cubic": 2, "linear": 1}
 
 
 def lowpass(x: Tensor, down_N: int, kernel: Kernel) -> Tensor:
-    """phi_N of ILVR (arXiv 2108.02938, section 3.2): keep what survives at 1/N of the resolution.
+    """phi_N of ILVR (arXiv 2108.02938, section 3.2): keep what 1/N of the resolution can hold.
 
     Args:
         x: (n, c, h, w).

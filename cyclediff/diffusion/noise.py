@@ -11,13 +11,13 @@ from torch import Tensor
 class Noise:
     """One random stream per image, keyed by (run seed, image id, trial).
 
-    The k-th draw for an image is the same whatever batch the image is in, wherever it stands there, and whichever rank
-    or resumed run computes it. Streams differ between device types: `device="cpu"` gives the same draws everywhere.
+    The k-th draw for an image does not depend on its batch, its place in the batch, the rank or a resume. Streams differ
+    between device types: `device="cpu"` gives the same draws everywhere.
 
     Args:
         seed: the run's seed.
         ids: image ids, in the order of the batch.
-        trial: number of the attempt at the same image, or one for each id.
+        trial: number of the attempt at the same image; one for all ids, or one per id.
         device: where numbers are drawn.
     """
 
@@ -31,13 +31,13 @@ class Noise:
         ]
 
     def rows(self, start: int, stop: int) -> "Noise":
-        """The streams of some images of the batch, in the state they are in; draws go on here and there alike."""
+        """The streams of the images start … stop - 1 of the batch. They are shared: a draw from one moves the other on."""
         part = copy.copy(self)
         part._generators = self._generators[start:stop]
         return part
 
     def randn_like(self, x: Tensor) -> Tensor:
-        """Standard normal noise in the shape, type and place of x (n, ...), drawn in float32.
+        """Standard normal noise with the shape, type and device of x (n, ...), drawn in float32.
 
         Raises:
             ValueError: if x does not hold one image per id.

@@ -1,21 +1,44 @@
-"""Source and target at one timestep, in one batch where one network serves both."""
+"""Paired evaluation: source and target at one timestep, in one batch where one network serves both."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from cyclediff.attention_control import AttentionControl, ControlPlan
 from cyclediff.diffusion.denoiser import Denoiser, GuidedDenoiser
+from cyclediff.diffusion.prompt import Prompt
 from cyclediff.diffusion.steps import batch_of
 
-Evaluation = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
+PairedEvaluation = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
 
 
-def joint(
-    source: Denoiser, target: Denoiser, plan: ControlPlan | None = None, owner: Sequence[int] | None = None
-) -> Evaluation:
+class Plan(Protocol):
+    """What attention control does over a whole run, for some pairs of prompts."""
+
+    def at(self, step: int, base_rows: Sequence[int], edited_rows: Sequence[int], pairs: Sequence[int]) -> Any:
+        """What reaches the network's attention at a step of the sampler; None for nothing.
+
+        Args:
+            step: 0 is the first (the noisiest).
+            base_rows: for each edited row the row of the batch that it follows.
+            edited_rows: rows with target prompts.
+            pairs: for each edited row the pair of prompts that it belongs to.
+        """
+        ...
+
+
+class Control(Protocol):
+    """Settings of attention control; `cyclediff.attention_control.AttentionControl` in a run."""
+
+    def plan(self, sources: Sequence[Prompt], targets: Sequence[Prompt], length: int, num_steps: int) -> Plan:
+        """The plan for pairs of prompts, on `length` token positions and `num_steps` steps."""
+        ...
+
+
+def paired_evaluation(
+    source: Denoiser, target: Denoiser, plan: Plan | None = None, owner: Sequence[int] | None = None
+) -> PairedEvaluation:
     """Evaluate two denoisers together.
 
     Args:
@@ -25,14 +48,16 @@ def joint(
         owner: for each image of xt the one of xs that it belongs to; by default the one in its place.
 
     Returns:
-        (xs, xt, t, step) → eps of both; t is a timestep of the schedule and step the number of it in the sampler. Where
-        both denoisers are one network under two prompts, every evaluation of the step is a row of one batch.
+        (xs, xt, t, step) → eps of both; t is a timestep of the schedule and step its number in the sampler. Where both
+        denoisers have one network under two prompts (equal `network_id`), a step is one batch of that network.
 
     Raises:
-        ValueError: if there is a plan and not one network.
+        ValueError: if there is a plan, but not one network.
     """
     shared = (
-        isinstance(source, GuidedDenoiser) and isinstance(target, GuidedDenoiser) and source.network == target.network
+        isinstance(source, GuidedDenoiser)
+        and isinstance(target, GuidedDenoiser)
+        and source.network_id == target.network_id
     )
     if not shared:
         if plan is not None:
@@ -42,33 +67,39 @@ def joint(
     contexts: dict[tuple[int, int], Tensor] = {}  # one tensor for all steps: see ControlledAttention
 
     def evaluate(xs: Tensor, xt: Tensor, t: int, step: int) -> tuple[Tensor, Tensor]:
-        s, r = source.rows(xs), target.rows(xt)
-        latents = torch.cat((s.xt, r.xt))
+        of_source, of_target = source.batch(xs), target.batch(xt)
+        latents = torch.cat((of_source.xt, of_target.xt))
         edit = None
         if plan is not None:
-            owners = [owner[i] if owner else i for i in r.bound]
-            place = {image: len(s.free) + k for k, image in enumerate(s.bound)}
-            base = [place[i] for i in owners]
-            edited = list(range(len(latents) - len(r.bound), len(latents)))
-            edit = plan.at(step, base, edited, owners)
-        sizes = len(s.context), len(r.context)
+            owners = [owner[i] if owner else i for i in of_target.conditional]
+            row = {image: len(of_source.unconditional) + k for k, image in enumerate(of_source.conditional)}
+            edited = list(range(len(latents) - len(of_target.conditional), len(latents)))
+            edit = plan.at(step, [row[i] for i in owners], edited, owners)
+        sizes = len(of_source.context), len(of_target.context)
         if sizes not in contexts:
-            contexts[sizes] = torch.cat((s.context, r.context))
+            contexts[sizes] = torch.cat((of_source.context, of_target.context))
         out = source.network(latents, batch_of(t, latents), contexts[sizes], edit)
-        eps_s = source.combine(out[: len(s.xt)], s, xs, batch_of(t, xs))
-        return eps_s, target.combine(out[len(s.xt) :], r, xt, batch_of(t, xt))
+        eps_s = source.combine(out[: len(of_source.xt)], of_source, xs, batch_of(t, xs))
+        return eps_s, target.combine(out[len(of_source.xt) :], of_target, xt, batch_of(t, xt))
 
     return evaluate
 
 
 def plan_control(
-    control: AttentionControl | None,
+    control: Control | None,
     source: Denoiser,
     target: Denoiser,
     steps: int,
     owner: Sequence[int] | None = None,
-) -> ControlPlan | None:
+) -> Plan | None:
     """Align the prompts of two denoisers for a sampler of `steps` steps; None for no control.
+
+    Args:
+        control: attention control, if any.
+        source: whose attention is followed.
+        target: whose attention follows.
+        steps: of the sampler.
+        owner: see `paired_evaluation`.
 
     Raises:
         ValueError: if the denoisers have no prompts, or the source's own prompts are not evaluated.

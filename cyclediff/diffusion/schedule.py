@@ -1,7 +1,7 @@
 """The noise schedule: betas → alpha_bar, and which of its timesteps a sampler visits.
 
-alpha_bar[t] = prod_{s <= t} (1 - beta_s) for t = 0 … T-1 (DDPM, arXiv 2006.11239, Eq. 4); index 0 is the least noisy
-*noisy* level, and the clean image lies one past it, where alpha_bar is 1.
+alpha_bar[t] = prod_{s <= t} (1 - beta_s) for t = 0 … T-1 (DDPM, arXiv 2006.11239, Eq. 4). Index 0 is the level with the
+least noise. The clean image, with alpha_bar 1, has no index.
 """
 
 import math
@@ -53,8 +53,8 @@ def latent_timesteps(num_train: int, T: int) -> Tensor:
     """T timesteps of a schedule of `num_train`, as latent diffusion's DDIM sampler spaces them.
 
     They are 1, 1 + c, 1 + 2 c, … with a stride c of num_train // T. diffusers' "leading" spacing with Stable
-    Diffusion's steps_offset of 1 is the same.
-    99 of 1000 is the published setting of text-guided CycleDiffusion: 1, 11, …, 981.
+    Diffusion's steps_offset of 1 is the same. 99 of 1000 is the published setting of text-guided CycleDiffusion: 1, 11,
+    …, 981.
 
     Returns:
         int64 (T,), decreasing.
@@ -70,9 +70,11 @@ def latent_timesteps(num_train: int, T: int) -> Tensor:
 def sampling_path(alpha_bar: Tensor, T: int, spacing: Spacing) -> tuple[Tensor, float]:
     """Timesteps of a sampler (int64 (T,), decreasing) and the alpha_bar at which its last step ends.
 
-    "uniform" ends at the clean image, alpha_bar 1, as the pixel-space codes do. "latent" ends at alpha_bar[0], so that
-    the last step has noise and can be encoded too, as latent diffusion's code has it (and diffusers with
-    set_alpha_to_one false).
+    "uniform" ends at the clean image, alpha_bar 1, as the pixel-space codes do. "latent" ends at alpha_bar[0], as latent
+    diffusion's code does (and diffusers with set_alpha_to_one false); its last step has noise and can be encoded too.
+
+    Raises:
+        ValueError: if there is no such spacing, or T does not fit it.
     """
     if spacing == "uniform":
         return spaced_timesteps(len(alpha_bar), T), 1.0
@@ -115,6 +117,16 @@ def respaced_timesteps(num_train: int, spacing: str | int) -> Tensor:
             position += stride
         start += length
     return torch.tensor(steps).flip(0)
+
+
+def count_respaced(spacing: str | int) -> int:
+    """Number of timesteps that a respacing notation asks for, see `respaced_timesteps`.
+
+    Raises:
+        ValueError: if the notation is unknown.
+    """
+    spacing = str(spacing)
+    return sum(_positive(count, spacing) for count in spacing.removeprefix("ddim").split(","))
 
 
 def _positive(text: str, spacing: str) -> int:

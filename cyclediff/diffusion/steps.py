@@ -6,9 +6,9 @@
     sigma_t            sqrt(beta_tilde_t)          sigma_t(eta)                sigma_t
     z                  z                           eps_t                       eps_t of the latent code
 
-alpha_bar and alpha_bar_prev are Python floats (float64) and are cast once, where they meet a tensor; images are
-(n, c, h, w) of any float type. Where alpha_bar_prev is 1, past the last timestep of a pixel-space sampler, sigma_t is 0
-and the step returns x0_hat.
+alpha_bar and alpha_bar_prev are Python floats (float64), cast once where they meet a tensor. Images are (n, c, h, w) of
+any float type. After the last timestep of a pixel-space sampler alpha_bar_prev is 1; then sigma_t is 0 and the step
+returns x0_hat.
 """
 
 import math
@@ -95,7 +95,8 @@ def infer_noise(
     """The z with which the network's step from x_t lands on posterior_step(..., n), CycleDiffusion Eq. 6.
 
     z = (x_{t-1} - mean(x_t, eps)) / sigma = n + (mean(x_t, eps_true) - mean(x_t, eps)) / sigma. DDIM's mean is affine
-    in eps, so no difference of images is divided by the small sigma. sigma must be positive.
+    in eps, so the difference is taken of eps, and no difference of images is divided by a small sigma. sigma must be
+    positive.
     """
     slope = math.sqrt(1 - alpha_bar_prev - sigma**2) - math.sqrt(alpha_bar_prev * (1 - alpha_bar) / alpha_bar)
     return n + slope / sigma * (predict_eps(xt, x0, alpha_bar) - eps)
@@ -104,6 +105,6 @@ def infer_noise(
 def landing_noise(xt: Tensor, x0: Tensor, alpha_bar: float, alpha_bar_prev: float, sigma: float) -> Tensor:
     """The n with which posterior_step(..., n) lands on x0 itself: for the last transition of a latent sampler.
 
-    Not Gaussian, since x0 is not at noise level alpha_bar_prev: large where sigma is small.
+    It is not Gaussian, because x0 has no noise of level alpha_bar_prev, and it is large where sigma is small.
     """
     return (x0 - posterior_step(xt, x0, alpha_bar, alpha_bar_prev, sigma, 0.0)) / sigma

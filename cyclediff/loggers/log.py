@@ -1,4 +1,4 @@
-"""What run.py calls: `check` before the work, `log` after the results are on disk."""
+"""What a run calls: `check` before the work, `log` after the results are on disk."""
 
 import importlib.util
 import warnings
@@ -14,7 +14,7 @@ INSTALL = {"wandb": "pip install wandb", "tensorboard": "pip install 'cyclediff[
 
 
 def check(name: str, settings: Mapping[str, Any]) -> None:
-    """Insist on a logger that can work, before anything slow.
+    """Check that a logger can work, before anything slow.
 
     Args:
         name: none, wandb or tensorboard.
@@ -39,20 +39,22 @@ def check(name: str, settings: Mapping[str, Any]) -> None:
             raise UserError(f"logger.timeout must be a number of seconds above 0; got {timeout}")
 
 
-def log(run_folder: Path, logger: Mapping[str, Any]) -> None:
-    """Show a finished run to the chosen logger; whatever goes wrong costs a warning, never the run.
+def log(run_folder: Path, scores_folder: Path, settings: Mapping[str, Any]) -> None:
+    """Send a finished run to the chosen logger. An error there becomes a warning; the run is not touched.
 
     Args:
         run_folder: outputs/<task>/<run>, finished.
-        logger: the chosen file of conf/logger.
+        scores_folder: the scores to show, <run>/scores/<protocol>-<hash>.
+        settings: the chosen file of conf/logger.
     """
-    if logger["name"] == "none":
+    if settings["name"] == "none":
         return
     try:
-        LOGGERS[logger["name"]](run_folder, logger)
+        LOGGERS[settings["name"]](run_folder, scores_folder, settings)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         warnings.warn(
-            f"{run_folder} is not in {logger['name']}: {reason}; the results are complete, the same command logs them",
+            f"{run_folder} is not in {settings['name']}: {reason}; the results are complete, the same command logs "
+            "them",
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""A finished run → TensorBoard: one event file in outputs/<task>/.tensorboard/<run>."""
+"""A finished run → TensorBoard: one event file in outputs/<task>/.tensorboard/<run>-<scores>."""
 
 import json
 import shutil
@@ -7,23 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from cyclediff.data.images import read_rgb
 from cyclediff.loggers.view import ImageRow, RunView, read_view
 
 GAP = 4  # white pixels between the pictures of a row
 
 
-def log(folder: Path, settings: Mapping[str, Any]) -> None:
+def log(folder: Path, scores_folder: Path, settings: Mapping[str, Any]) -> None:
     """Log a finished run; a run that is logged again replaces its event file.
 
     Args:
         folder: outputs/<task>/<run>.
+        scores_folder: its scores.
         settings: images, how many are shown (conf/logger/tensorboard.yaml).
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    view = read_view(folder, settings["images"])
+    view = read_view(folder, scores_folder, settings["images"])
     target = folder.parent / ".tensorboard" / view.name
     if target.exists():
         shutil.rmtree(target)
@@ -36,14 +37,15 @@ def log(folder: Path, settings: Mapping[str, Any]) -> None:
         for key, value in view.costs.items():
             writer.add_scalar(f"costs/{key}", value)
         for row in view.images:
-            writer.add_image(f"images/{row.id}", picture(row), dataformats="HWC")
+            if row.result is not None:
+                writer.add_image(f"images/{row.id}", picture(row), dataformats="HWC")
         for tag, text in texts(view).items():
             writer.add_text(tag, text)
 
 
 def picture(row: ImageRow) -> np.ndarray:
-    """Source | result | counterpart (where there is one) side by side, uint8 (h, w, 3)."""
-    parts = [np.asarray(read_rgb(path)) for path in (row.source, row.result, row.counterpart) if path is not None]
+    """Source, result and ground truth, where there are such, side by side: uint8 (h, w, 3)."""
+    parts = [_pixels(path) for path in (row.source, row.result, row.ground_truth) if path is not None]
     gap = np.full((parts[0].shape[0], GAP, 3), 255, np.uint8)
     return np.concatenate([part for image in parts for part in (gap, image)][1:], axis=1)
 
@@ -62,6 +64,11 @@ def texts(view: RunView) -> dict[str, str]:
         tag: "\n".join(f"    {line}" for line in json.dumps(part, indent=2).splitlines()) for tag, part in about.items()
     }
     return {"metrics": "\n".join(lines), **blocks}
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB"))
 
 
 def _text(value: float | None) -> str:

@@ -1,7 +1,8 @@
-"""A finished run as its files tell it, for loggers to show; nothing here is computed."""
+"""What loggers show of a run with one of its scores, read from its files; nothing here is computed."""
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from cyclediff.errors import UserError
+from eval.records import MetricRecord, RunRecord, ScoresRecord, list_scores, read_run, read_scores, untrained
 
 UNSENT = ("paths", "paper", "logger")  # of the configuration: no fact about the run
 FAITHFULNESS, REALISM = ("psnr", "ssim"), ("fid", "dclip")  # axes of the trade-off; the first that a run has is taken
-RANDOM = "/RANDOM-"  # in the protocol string of a metric whose network is untrained
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,16 @@ class ImageRow:
 
     Args:
         id: of the image.
-        source: its PNG before.
-        result: its PNG after.
-        counterpart: the true result, where there is one.
+        source: its PNG before; None where there is none.
+        result: its PNG after; None where the run makes no images.
+        ground_truth: the true result, where there is one.
         values: its line in per_image.csv, and the texts of an edit; None where a cell is empty.
     """
 
     id: str
-    source: Path
-    result: Path
-    counterpart: Path | None
+    source: Path | None
+    result: Path | None
+    ground_truth: Path | None
     values: dict[str, float | str | None]
 
 
@@ -65,75 +66,74 @@ class Tradeoff:
 
 @dataclass(frozen=True)
 class RunView:
-    """What loggers show of a finished run.
+    """What loggers show of a finished run with one of its scores.
 
     Args:
         folder: outputs/<task>/<run>.
-        name: of the run's folder.
+        scores_folder: <run>/scores/<scores>.
+        name: of the run's folder and of the scores': equal names mean equal runs.
         task: name of the task.
         method: name of the method.
         seed: of the run.
         config: the configuration, without machine paths, published numbers and the logger's own settings.
-        provenance: all that run.json says beside costs.
-        metrics: metrics.json by key: value, ci95, n, n_reference, higher_is_better, protocol, perhaps unselected.
-        costs: seconds, network evaluations, memory … by name.
-        labels: what keeps the numbers from being real results, by tag ("embedded", "random-weights"), as a sentence.
+        provenance: run.json, and what metrics.json says beside the metrics.
+        metrics: by key, as metrics.json has them.
+        costs: seconds, evaluations of networks, memory … by name.
+        labels: what keeps the numbers from being real results, by tag ("synthetic", "random-weights"), as a sentence.
         images: the first ones.
         tradeoff: None where the run lacks one of the two metrics.
     """
 
     folder: Path
+    scores_folder: Path
     name: str
     task: str
     method: str
     seed: int
     config: dict[str, Any]
     provenance: dict[str, Any]
-    metrics: dict[str, dict[str, Any]]
+    metrics: dict[str, MetricRecord]
     costs: dict[str, float]
     labels: dict[str, str]
     images: tuple[ImageRow, ...]
     tradeoff: Tradeoff | None
 
 
-def read_view(folder: Path, images: int) -> RunView:
-    """Read a finished run.
+def read_view(folder: Path, scores_folder: Path, images: int) -> RunView:
+    """Read a finished run and one of its scores.
 
     Args:
         folder: of the run, in its task's folder.
+        scores_folder: of the scores, in the run's folder.
         images: how many to show, at most.
 
     Raises:
         UserError: if the run is not finished.
+        ValueError: if a record is damaged or of an earlier version.
     """
-    run = _read(folder / "run.json")
+    run, scores = read_run(folder), read_scores(scores_folder)
     if run["status"] != "finished":
         raise UserError(f"{folder} is not finished (status {run['status']}); start its command again, then log it")
-    metrics = _read(folder / "metrics.json")["metrics"]
-    costs = {key: value for key, value in run.items() if key != "schema" and type(value) in (int, float)}
+    costs: dict[str, Any] = {**run.get("costs", {}), "peak_memory_mib": run.get("peak_memory_mib")}
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    identity = run["identity"]
     return RunView(
         folder,
-        folder.name,
-        identity["task"],
-        identity["method"]["name"],
-        identity["seed"],
+        scores_folder,
+        f"{folder.name}-{scores_folder.name}",
+        run["task"],
+        run["method"],
+        run["seed"],
         {key: value for key, value in config.items() if key not in UNSENT},
-        {key: value for key, value in run.items() if key not in costs},
-        metrics,
-        costs,
-        _labels(run, metrics),
-        _images(folder, run["data"], images),
-        _tradeoff(folder, run, metrics),
+        {**run, "scores": {key: value for key, value in scores.items() if key != "metrics"}},
+        scores["metrics"],
+        {key: value for key, value in costs.items() if value is not None},
+        _labels(run, scores),
+        _images(folder, scores_folder, run, images),
+        _tradeoff(folder, run, scores),
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_bytes())
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
+def _lines(path: Path) -> list[dict[str, str]]:
     """The lines of a CSV file; none where there is no such file."""
     if not path.exists():
         return []
@@ -141,15 +141,13 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _random(run: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> list[str]:
-    """The untrained networks behind a run's images or numbers."""
-    return [*run["random_weights"], *(key for key, entry in metrics.items() if RANDOM in entry["protocol"])]
-
-
-def _labels(run: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> dict[str, str]:
-    labels, random = {}, _random(run, metrics)
-    if run["embedded"]:
-        labels["embedded"] = "small networks trained by this project; not comparable with any paper's numbers"
+def _labels(run: RunRecord, scores: ScoresRecord) -> dict[str, str]:
+    labels, random = {}, untrained(run, scores)
+    if run["synthetic"]:
+        labels["synthetic"] = (
+            "pets, a synthetic benchmark: small networks trained by this project; not comparable with any paper's "
+            "numbers"
+        )
     if random:
         labels["random-weights"] = (
             f"untrained networks ({', '.join(random)}); these numbers show that the program runs, nothing else"
@@ -157,49 +155,57 @@ def _labels(run: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> dict[str
     return labels
 
 
-def _images(folder: Path, data: dict[str, Any], count: int) -> tuple[ImageRow, ...]:
-    prepared = folder.parent / "data"
-    source = prepared / data["source"]
-    texts = {row["id"]: row for row in _rows(source / "edits.csv")}
+def _images(folder: Path, scores_folder: Path, run: RunRecord, count: int) -> tuple[ImageRow, ...]:
+    prepared, data = folder.parent / "data", run["data"]
+    source, truth = (prepared / name if name else None for name in (data["source"], data["ground_truth"]))
+    results = folder / "images" if (folder / "images").is_dir() else None
+    texts = {row["id"]: row for row in _lines(source / "edits.csv")} if source else {}
     found = []
-    for row in _rows(folder / "per_image.csv")[:count]:
+    for row in _lines(scores_folder / "per_image.csv")[:count]:
         image_id = row.pop("id")
         edit = texts.get(image_id)
         values: dict[str, Any] = {f"{part} text": edit[part] for part in ("source", "target")} if edit else {}
-        values |= {key: _number(text) for key, text in row.items()}
-        file = f"{image_id}.png"
-        counterpart = prepared / data["counterpart"] / file if data["counterpart"] else None
-        found.append(ImageRow(image_id, source / file, folder / "images" / file, counterpart, values))
+        values |= {key: float(text) if text else None for key, text in row.items()}
+        before, after, true = (place and place / f"{image_id}.png" for place in (source, results, truth))
+        found.append(ImageRow(image_id, before, after, true, values))
     return tuple(found)
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text else None
-
-
-def _tradeoff(folder: Path, run: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> Tradeoff | None:
+def _tradeoff(folder: Path, run: RunRecord, scores: ScoresRecord) -> Tradeoff | None:
+    metrics = scores["metrics"]
     x, y = (
-        next((key for key in keys if metrics.get(key, {}).get("value") is not None), None)
+        next((key for key in keys if key in metrics and metrics[key]["value"] is not None), None)
         for keys in (FAITHFULNESS, REALISM)
     )
     if x is None or y is None:
         return None
-    labels = {row["folder"]: row["method"] for row in _rows(folder.parent / "table.csv")}
-    mine, points = _comparable(run, metrics, x, y), []
-    for path in sorted(folder.parent.glob("*/run.json")):
-        other = _read(path)
-        if other["status"] != "finished":
-            continue
-        values = _read(path.parent / "metrics.json")["metrics"]
-        if _comparable(other, values, x, y) == mine and None not in (values[x]["value"], values[y]["value"]):
-            name = path.parent.name
-            method = other["identity"]["method"]["name"]
-            points.append(Point(labels.get(name, name), method, values[x]["value"], values[y]["value"]))
+    labels = {(row["folder"], row["scores"]): row["method"] for row in _lines(folder.parent / "table.csv")}
+    mine, points = _comparable(run, scores, x, y), []
+    for path, other, theirs in _finished(folder.parent):
+        if _comparable(other, theirs, x, y) == mine:
+            ends = theirs["metrics"][x]["value"], theirs["metrics"][y]["value"]
+            if ends[0] is not None and ends[1] is not None:
+                label = labels.get((path.parent.parent.name, path.name), path.parent.parent.name)
+                points.append(Point(label, other["method"], ends[0], ends[1]))
     return Tradeoff(x, y, metrics[x]["protocol"], metrics[y]["protocol"], tuple(points))
 
 
-def _comparable(run: dict[str, Any], metrics: dict[str, dict[str, Any]], x: str, y: str) -> tuple:
+def _finished(task_folder: Path) -> list[tuple[Path, RunRecord, ScoresRecord]]:
+    """Folders of scores of a task's finished runs, with their records; those that cannot be read are left out."""
+    found = []
+    for path in sorted(task_folder.glob("*/run.json")):
+        try:
+            run = read_run(path.parent)
+            if run["status"] == "finished":
+                found += [(scores, run, read_scores(scores)) for scores in list_scores(path.parent)]
+        except ValueError:
+            continue
+    return found
+
+
+def _comparable(run: RunRecord, scores: ScoresRecord, x: str, y: str) -> Sequence[Any]:
     """What runs in one chart share: images, protocols, selection, and whether their numbers are real."""
-    protocols = [metrics.get(key, {}).get("protocol") for key in (x, y)]
-    asked = (run.get("selection") or {}).get("asked")
-    return run["data"]["digest"], protocols, run.get("tier"), asked, bool(_random(run, metrics))
+    protocols = [scores["metrics"][key]["protocol"] if key in scores["metrics"] else None for key in (x, y)]
+    asked = json.dumps((run.get("selection") or {}).get("asked"), sort_keys=True)
+    reference = json.dumps(scores["reference"], sort_keys=True)
+    return run["data"]["digest"], protocols, reference, run.get("tier"), asked, bool(untrained(run, scores))

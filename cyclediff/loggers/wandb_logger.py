@@ -1,4 +1,4 @@
-"""A finished run → Weights & Biases. `send` runs in a process of its own, which may hang or die without harm."""
+"""A finished run → Weights & Biases. `send` runs in a process of its own: it may hang or die without harm."""
 
 import json
 import os
@@ -19,25 +19,25 @@ OFFLINE_LIMIT = 60  # seconds; no server has a part in it
 METRICS = ("metric", "value", "low", "high", "n", "n_reference", "protocol", "unselected")
 
 
-def log(folder: Path, settings: Mapping[str, Any]) -> None:
+def log(folder: Path, scores_folder: Path, settings: Mapping[str, Any]) -> None:
     """Log a finished run, in at most `timeout` seconds; what W&B does not take by then is kept offline.
 
-    A run that is logged again keeps its id, and what was kept of it offline is replaced. What goes wrong becomes one
-    warning.
+    A run that is logged again keeps its id, and its offline files are replaced. An error becomes one warning.
 
     Args:
         folder: outputs/<task>/<run>.
+        scores_folder: its scores.
         settings: project, entity, mode, images and timeout (conf/logger/wandb.yaml).
     """
-    mode, home, run_id = settings["mode"], folder.parent.parent / ".wandb", id_of(folder)
+    mode, home, run_id = settings["mode"], folder.parent.parent / ".wandb", id_of(folder, scores_folder)
     if mode == "disabled":
         return
-    failure = _try(folder, settings, mode, home)
-    rescued = failure and mode != "offline" and not _try(folder, settings, "offline", home)
+    failure = _try(folder, scores_folder, settings, mode)
+    rescued = failure and mode != "offline" and not _try(folder, scores_folder, settings, "offline")
     kept = next(_kept(home, run_id, "offline-run"), None)
     if failure:
         advice = f"`wandb sync {kept}` sends what was kept offline" if rescued else "the same command tries again"
-        warnings.warn(f"W&B has not got {folder}: {failure}; the results are complete, {advice}", stacklevel=2)
+        warnings.warn(f"{folder} is not in W&B: {failure}; the results are complete, {advice}", stacklevel=2)
     elif mode == "auto" and kept and "WANDB_MODE" not in os.environ:
         warnings.warn(
             f"not logged in to W&B: runs are kept in {home}; `wandb login`, then `wandb sync {home}/offline-run-*`, "
@@ -46,14 +46,15 @@ def log(folder: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def id_of(folder: Path) -> str:
-    """The id of a run at W&B, from the names of its folder and its task's: equal whenever and wherever it is logged."""
-    return re.sub(r"[^\w-]", "-", f"{folder.parent.name}-{folder.name}", flags=re.ASCII)
+def id_of(folder: Path, scores_folder: Path) -> str:
+    """The id of a run at W&B, from the names of its folders: the same whenever and wherever it is logged."""
+    return re.sub(r"[^\w-]", "-", f"{folder.parent.name}-{folder.name}-{scores_folder.name}", flags=re.ASCII)
 
 
-def _try(folder: Path, settings: Mapping[str, Any], mode: str, home: Path) -> str | None:
+def _try(folder: Path, scores_folder: Path, settings: Mapping[str, Any], mode: str) -> str | None:
     """Send a run from another process; returns what went wrong."""
-    run_id, limit = id_of(folder), OFFLINE_LIMIT if mode == "offline" else settings["timeout"]
+    home, run_id = folder.parent.parent / ".wandb", id_of(folder, scores_folder)
+    limit = OFFLINE_LIMIT if mode == "offline" else settings["timeout"]
     staging = home / "staging" / run_id  # of tables and images, which `wandb sync` reads later
     environment = os.environ | {
         "WANDB_SILENT": "true",
@@ -66,23 +67,24 @@ def _try(folder: Path, settings: Mapping[str, Any], mode: str, home: Path) -> st
         "-m",
         "cyclediff.loggers.wandb_logger",
         str(folder),
+        str(scores_folder),
         json.dumps({**settings, "mode": mode}),
     ]
     try:
         for earlier in (*_kept(home, run_id, "offline-run"), *_kept(home, run_id, "run"), staging):
             shutil.rmtree(earlier, ignore_errors=True)
         staging.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile() as said:  # no pipe, which W&B's own process could hold open
+        with tempfile.TemporaryFile() as output:  # no pipe, which W&B's own process could hold open
             result = subprocess.run(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=said,
+                stdout=output,
                 stderr=subprocess.DEVNULL,
                 env=environment,
                 timeout=limit,
             )
-            said.seek(0)
-            lines = said.read().decode(errors="replace").splitlines()
+            output.seek(0)
+            lines = output.read().decode(errors="replace").splitlines()
     except subprocess.TimeoutExpired:
         return f"it was not done within {limit:g} s"
     except OSError as error:
@@ -110,7 +112,7 @@ def send(view: RunView, settings: Mapping[str, Any]) -> None:
     import wandb
 
     mode: Any = settings["mode"]
-    if mode == "auto":  # neither asks a person nor the server
+    if mode == "auto":  # this asks neither a person nor the server
         logged_in = wandb.login(prompt=False, verify=False)
         mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
     quiet = wandb.Settings(
@@ -132,7 +134,7 @@ def send(view: RunView, settings: Mapping[str, Any]) -> None:
         group=view.task,
         job_type=view.method,
         name=view.name,
-        id=id_of(view.folder),
+        id=id_of(view.folder, view.scores_folder),
         resume="allow",
         tags=list(view.labels),
         notes="\n".join(f"{tag}: {sentence}" for tag, sentence in view.labels.items()),
@@ -147,7 +149,7 @@ def send(view: RunView, settings: Mapping[str, Any]) -> None:
 
 
 def summary(view: RunView) -> dict[str, Any]:
-    """Each metric beside its interval and protocol, and the costs; None, too, takes the place of an earlier value."""
+    """Each metric with its interval and protocol, and the costs; None replaces an earlier value, too."""
     entries = {}
     for key, entry in view.metrics.items():
         low, high = entry["ci95"] or (None, None)
@@ -172,7 +174,8 @@ def _metrics(view: RunView) -> Any:
 def _images(view: RunView) -> Any:
     import wandb
 
-    pictures = ["source", "result", *(["counterpart"] if any(row.counterpart for row in view.images) else [])]
+    parts = ("source", "result", "ground_truth")
+    pictures = [part for part in parts if any(getattr(row, part) for row in view.images)]
     values = list(view.images[0].values) if view.images else []
     columns: list[Any] = ["id", *pictures, *values]
     data = [
@@ -195,9 +198,9 @@ def _chart(view: RunView) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    chosen = json.loads(sys.argv[2])
+    chosen = json.loads(sys.argv[3])
     try:
-        send(read_view(Path(sys.argv[1]), chosen["images"]), chosen)
+        send(read_view(Path(sys.argv[1]), Path(sys.argv[2]), chosen["images"]), chosen)
     except Exception as error:
         print(" ".join(f"{type(error).__name__}: {error}".split()))  # the process that waits reads this
         sys.exit(1)

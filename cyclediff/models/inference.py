@@ -1,4 +1,4 @@
-"""A loaded network, made ready for evaluation: where, in which type, compiled or not."""
+"""How a loaded network is evaluated: on which device, in which type, compiled or not."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile; the 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A network as a run evaluates it, and the form by which that is judged.
+    """A network as a run evaluates it, and the exact network to compare it with.
 
     Args:
         fast: (x_t, t) → (n, c, h, w), float32, computed as the run asks for.
-        exact: the same computed in float32 and not compiled; None where `fast` is so.
+        exact: the same, computed in float32 and not compiled; None where `fast` is that already.
     """
 
     fast: Network
@@ -30,17 +30,16 @@ class Evaluation:
         return self.fast(xt, t)
 
 
-def ready(
+def for_inference(
     network: nn.Module, call: Network, device: str, dtype: str = "float32", compile_mode: str | None = None
 ) -> Evaluation:
-    """Freeze a network, move it, and give it images in the memory layout that suits the device.
+    """Freeze a network, move it to its device, and choose the memory layout that is fast there.
 
-    On CPUs convolutions are a fifth faster with channels last (`make bench`), and tensor cores want it for types of 16
-    bits.
+    On CPUs convolutions are a fifth faster with channels last (`make bench`). Tensor cores need it for 16 bits.
 
     Args:
-        network: whose parameters are moved.
-        call: its evaluation, (x_t, t) → (n, c, h, w).
+        network: its parameters are moved in place.
+        call: evaluates it, (x_t, t) → (n, c, h, w).
         device: where it runs.
         dtype: of its convolutions and matrix products (torch.autocast); weights and normalisation stay in float32.
         compile_mode: a mode of torch.compile, or None.
@@ -48,7 +47,7 @@ def ready(
     Raises:
         UserError: if there is no such type or mode.
     """
-    check(dtype, compile_mode)
+    require_known(dtype, compile_mode)
     layout = torch.channels_last if device == "cpu" or dtype != "float32" else torch.contiguous_format
     network.eval().requires_grad_(False).to(device)
     network.to(memory_format=layout)
@@ -63,13 +62,15 @@ def ready(
     def fast(xt: Tensor, t: Tensor) -> Tensor:
         with torch.autocast(torch.device(device).type, DTYPES[dtype], enabled=dtype != "float32"):
             out = compiled(xt.contiguous(memory_format=layout), t)
-        return out.to(torch.float32, memory_format=torch.contiguous_format, copy=True)  # a CUDA graph uses `out` again
+        return out.to(
+            torch.float32, memory_format=torch.contiguous_format, copy=True
+        )  # the memory of `out` belongs to a CUDA graph
 
     return Evaluation(fast, exact)
 
 
-def check(dtype: str, compile_mode: str | None) -> None:
-    """Insist on a type and a mode that there are.
+def require_known(dtype: str, compile_mode: str | None = None) -> None:
+    """Check the names of a type and of a mode of torch.compile.
 
     Raises:
         UserError: if there is no such type or mode.

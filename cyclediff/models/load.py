@@ -16,12 +16,12 @@ from cyclediff.models.adm import AttentionOrder
 from cyclediff.models.checkpoint import read_checkpoint
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
-from cyclediff.models.inference import ready
+from cyclediff.models.inference import for_inference
 from cyclediff.models.pixel import PixelModel
 from cyclediff.models.weights import load_converted
 
 Shape = tuple[tuple[str, Any], ...]  # arguments of a builder, in a form that can be cached
-Form = tuple[str, str, str | None]  # device, dtype and compile mode, see `ready`
+Execution = tuple[str, str, str | None]  # device, dtype and compile mode, see `for_inference`
 
 
 def load_adm(
@@ -42,8 +42,8 @@ def load_adm(
         attention_order: "legacy" or "new", see `adm.split_qkv`.
         ema: which to take where the file holds a network and its moving average.
         device: where it runs.
-        dtype: of its evaluation, see `ready`.
-        compile_mode: see `ready`.
+        dtype: of its evaluation, see `for_inference`.
+        compile_mode: see `for_inference`.
         shape: of the network, see `adm.build`.
 
     Raises:
@@ -53,7 +53,9 @@ def load_adm(
 
 
 @cache
-def _load_adm(path: str, learn_sigma: bool, order: AttentionOrder, ema: bool, form: Form, frozen: Shape) -> PixelModel:
+def _load_adm(
+    path: str, learn_sigma: bool, order: AttentionOrder, ema: bool, execution: Execution, frozen: Shape
+) -> PixelModel:
     shape = dict(frozen)
     state = read_checkpoint(Path(path), ema)
     channels = 6 if learn_sigma else 3
@@ -69,7 +71,7 @@ def _load_adm(path: str, learn_sigma: bool, order: AttentionOrder, ema: bool, fo
     load_converted(unet, state, adm.names(unet.config, unet.state_dict()), path, split)
     kind = LearnedVarianceDenoiser if learn_sigma else EpsDenoiser
     return PixelModel(
-        kind(ready(unet, lambda xt, t: unet(xt, t).sample, *form), alpha_bar_from_betas(linear_betas())),
+        kind(for_inference(unet, lambda xt, t: unet(xt, t).sample, *execution), alpha_bar_from_betas(linear_betas())),
         shape["image_size"],
     )
 
@@ -88,8 +90,8 @@ def load_ddpm(
         path: the file.
         ema: which to take where the file holds a network and its moving average.
         device: where it runs.
-        dtype: of its evaluation, see `ready`.
-        compile_mode: see `ready`.
+        dtype: of its evaluation, see `for_inference`.
+        compile_mode: see `for_inference`.
         shape: of the network, see `ddpm.build`.
 
     Raises:
@@ -99,14 +101,16 @@ def load_ddpm(
 
 
 @cache
-def _load_ddpm(path: str, ema: bool, form: Form, frozen: Shape) -> PixelModel:
+def _load_ddpm(path: str, ema: bool, execution: Execution, frozen: Shape) -> PixelModel:
     shape = dict(frozen)
     state = read_checkpoint(Path(path), ema)
     with torch.device("meta"):
         unet = ddpm.build(**shape)
     load_converted(unet, state, ddpm.names(len(shape["ch_mult"]), unet.state_dict()), path)
     return PixelModel(
-        EpsDenoiser(ready(unet, lambda xt, t: unet(xt, t).sample, *form), alpha_bar_from_betas(linear_betas())),
+        EpsDenoiser(
+            for_inference(unet, lambda xt, t: unet(xt, t).sample, *execution), alpha_bar_from_betas(linear_betas())
+        ),
         shape["image_size"],
     )
 
@@ -138,20 +142,25 @@ def _load_classifier(
         network = DomainClassifier(**shape)
     split = partial(adm.split_qkv, head_channels=shape["num_head_channels"], order=order)
     load_converted(network, state, classifier_names(network), path, split)
-    return ready(network, network.features, device)
+    return for_inference(network, network.features, device)
 
 
 @cache
 def load_diffusers(
-    path: str, device: str = "cpu", dtype: str = "float32", compile_mode: str | None = None
+    path: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+    compile_mode: str | None = None,
+    revision: str | None = None,
 ) -> PixelModel:
     """An unconditional pixel-space diffusers folder or hub id (UNet2DModel and scheduler) as a model.
 
     Args:
         path: a folder as DDPMPipeline or DDIMPipeline saves it, or an id such as google/ddpm-ema-celebahq-256.
         device: where it runs.
-        dtype: of its evaluation, see `ready`.
-        compile_mode: see `ready`.
+        dtype: of its evaluation, see `for_inference`.
+        compile_mode: see `for_inference`.
+        revision: commit, branch or tag of a hub id; None for its main branch. A folder has none.
 
     Raises:
         UserError: if it is not there, or is another kind of network.
@@ -166,8 +175,8 @@ def load_diffusers(
     reason = "no config.json of a network"
     for scheduler_folder, unet_folder in layouts:
         try:
-            config = DDPMScheduler.load_config(path, subfolder=scheduler_folder)
-            unet: Any = UNet2DModel.from_pretrained(path, subfolder=unet_folder)
+            config = DDPMScheduler.load_config(path, subfolder=scheduler_folder, revision=revision)
+            unet: Any = UNet2DModel.from_pretrained(path, subfolder=unet_folder, revision=revision)
             break
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0][:200]
@@ -183,7 +192,7 @@ def load_diffusers(
     scheduler: Any = DDPMScheduler.from_config(config)
     alpha_bar = alpha_bar_from_betas(_betas(config, scheduler.betas))
     kind = LearnedVarianceDenoiser if unet.config.out_channels == 6 else EpsDenoiser
-    network = ready(unet, lambda xt, t: unet(xt, t).sample, device, dtype, compile_mode)
+    network = for_inference(unet, lambda xt, t: unet(xt, t).sample, device, dtype, compile_mode)
     return PixelModel(kind(network, alpha_bar), unet.config.sample_size)
 
 

@@ -1,16 +1,24 @@
-"""A text-to-image latent diffusion model: codec, prompts and network behind the contract that all models share."""
+"""A text-to-image latent diffusion model: codec, text encoder and network behind the interface of all models."""
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cyclediff.diffusion.denoiser import GuidedDenoiser, Network, Prediction
+from cyclediff.diffusion.prompt import Prompt
 from cyclediff.method import NoiseSource
-from cyclediff.prompt_alignment import Prompt
+from cyclediff.models.inference import DTYPES, require_known
+
+_NUMBERS = count()
+
+
+def _new_id() -> str:
+    return f"text-to-image {next(_NUMBERS)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,22 +29,44 @@ class TextModel:
         network: (x_t, t, context, edit) → prediction, float32.
         alpha_bar: (num_train,) float64.
         prediction: what the network predicts.
+        unet: the network itself, diffusers' UNet2DConditionModel; `network` evaluates it.
         vae: diffusers' AutoencoderKL; its configuration holds the scaling factor.
         tokenizer: of transformers.
         text_encoder: ids (n, l) → last hidden state (n, l, d), first in what it returns.
         length: tokens of a prompt, padded.
         size: height and width of the images it was trained on.
+        network_id: of its denoisers; new for each loaded or cast model.
     """
 
     network: Network
     alpha_bar: Tensor
     prediction: Prediction
+    unet: Any
     vae: Any
     tokenizer: Any
     text_encoder: nn.Module
     length: int
     size: int
+    network_id: str = field(default_factory=_new_id)
     _embedded: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def cast(self, dtype: str) -> "TextModel":
+        """This model with its networks in another type, without a second copy of them.
+
+        The networks are cast in place, so `self` must not be used afterwards. From float32 the result equals a model
+        loaded in `dtype`, to the last bit.
+
+        Args:
+            dtype: float32, float16 or bfloat16.
+
+        Raises:
+            UserError: if there is no such type.
+        """
+        require_known(dtype)
+        for part in (self.unet, self.vae, self.text_encoder):
+            part.to(DTYPES[dtype])
+        network = caller(self.unet, DTYPES[dtype], layout_for(self.unet.device))
+        return replace(self, network=network, network_id=_new_id(), _embedded={})
 
     def encode(self, image: Tensor, noise: NoiseSource) -> Tensor:
         """x0 of images (n, 3, h, w) in [-1, 1]: scaled samples of the codec's posterior, as the official code takes.
@@ -55,7 +85,11 @@ class TextModel:
     def condition(
         self, prompts: Sequence[str] | None = None, guidance_scale: float | Sequence[float] = 1.0
     ) -> GuidedDenoiser:
-        """The denoiser under a prompt an image, with one guidance scale or one an image.
+        """The denoiser under one prompt per image.
+
+        Args:
+            prompts: one per image.
+            guidance_scale: of classifier-free guidance, one for all images or one per image.
 
         Raises:
             ValueError: if there are no prompts.
@@ -67,11 +101,11 @@ class TextModel:
         tokens = {text: self._prompt(text) for text in dict.fromkeys(prompts)}
         return GuidedDenoiser(
             self.network, self.alpha_bar, self.prediction, every[1:], every[:1], tuple(map(float, scales)),
-            tuple(tokens[text] for text in prompts),
+            tuple(tokens[text] for text in prompts), self.network_id,
         )  # fmt: skip
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
-        """Each text once in a process; (n, l, d)."""
+        """The embedded texts, (n, l, d) float32; each text is encoded once."""
         device = next(self.text_encoder.parameters()).device
         for text in dict.fromkeys(texts):
             if text not in self._embedded:
@@ -98,9 +132,17 @@ class TextModel:
             )
 
 
+def layout_for(device: torch.device) -> torch.memory_format:
+    """The memory layout in which text-to-image networks are evaluated on a device."""
+    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
+
+
 def caller(unet: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> Callable[..., Tensor]:
-    """A text-conditional network as a function of float32 tensors, evaluated in its own type and memory layout."""
-    last: list[tuple[Tensor, Tensor]] = []  # a context and itself in `dtype`, one tensor as long as it is one
+    """A text-conditional network as a function of float32 tensors, evaluated in `dtype` and `layout`.
+
+    The context is cast once and kept while it is the same tensor, so that attention can keep its keys and values.
+    """
+    last: list[tuple[Tensor, Tensor]] = []  # the last context, and the same in `dtype`
 
     def call(xt: Tensor, t: Tensor, context: Tensor, edit: Any = None) -> Tensor:
         sample = xt.to(dtype).contiguous(memory_format=layout)

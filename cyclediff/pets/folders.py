@@ -1,27 +1,50 @@
-"""Edits of the embedded world: animals with texts, and the same animals edited, drawn once."""
+"""Images of pets on disk: animals, and edits of animals with their texts, each drawn once."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cyclediff.data.folders import (
-    CAPTIONS_VERSION,
-    EDITS,
-    PETS_SEEDS,
-    PETS_VERSION,
-    Folder,
-    cached_folder,
-    digest_of,
-    write_edits,
-)
+from cyclediff.data.folders import EDITS, Folder, cached_folder, digest_of, write_edits
 from cyclediff.data.images import to_pil, to_uint8, write_png
 
 if TYPE_CHECKING:
     from cyclediff.pets.captions import Description, Edit
 
+PETS = "pets"  # as a data source
+PETS_VERSION = 1  # of the renderer: a change of its pixels is another data set
+CAPTIONS_VERSION = 1  # of its captions and edits
+PETS_SEEDS = {"source": 1001, "reference": 2002, "edits": 3003}  # the networks were trained on factors of other seeds
+
+
+def prepare_pets(species: str, split: str, count: int, size: int, cache: Path) -> Folder:
+    """Render animals, once. Equal splits of two species are each other's ground truth, image by image.
+
+    Args:
+        species: "cat" or "dog".
+        split: "source" or "reference": disjoint random streams, neither of which a network was trained on.
+        count: number of images.
+        size: height and width in pixels.
+        cache: where prepared folders are kept.
+    """
+    name = f"pets-{species}-{split}"
+    ids = tuple(f"{split}{i:04d}" for i in range(count))
+
+    def draw(target: Path) -> None:
+        import torch
+
+        from cyclediff.pets.render import render, sample_factors
+
+        factors = sample_factors(count, torch.Generator().manual_seed(PETS_SEEDS[split]))
+        images = (image for chunk in factors.split(64) for image in to_uint8(render(chunk, species, size)))
+        for image_id, image in zip(ids, images, strict=True):
+            write_png(to_pil(image), target / f"{image_id}.png")
+
+    digest = digest_of({"name": name, "version": PETS_VERSION, "count": count, "size": size})
+    return cached_folder(cache / f"{name}-{digest}", ids, name, digest, draw)
+
 
 def prepare_pet_edits(count: int, size: int, cache: Path) -> tuple[Folder, Folder]:
-    """Render edits of the embedded world, once.
+    """Render animals before and after an edit, once.
 
     Args:
         count: number of edits.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cyclediff.diffusion.denoiser import X0Denoiser, blend_x0
 from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
 from cyclediff.models.classifier import DomainClassifier
-from cyclediff.models.inference import ready
+from cyclediff.models.inference import for_inference
 from cyclediff.models.pixel import PixelModel
 from cyclediff.models.weights import load_weights
 
@@ -87,12 +87,12 @@ def load(path: str, device: str = "cpu", dtype: str = "float32", compile_mode: s
     Args:
         path: its safetensors file, as scripts/train_pets.py writes it.
         device: where it runs.
-        dtype: of its evaluation, see `ready`.
-        compile_mode: see `ready`.
+        dtype: of its evaluation, see `for_inference`.
+        compile_mode: see `for_inference`.
     """
     network = PetsUNet()
     load_weights(network, load_file(path), path)
-    evaluation = ready(network, network, device, dtype, compile_mode)
+    evaluation = for_inference(network, network, device, dtype, compile_mode)
     return PixelModel(X0Denoiser(evaluation, alpha_bar_from_betas(linear_betas()), X0_ERROR), SIZE)
 
 

@@ -1,14 +1,12 @@
-"""Pictures from and to the disk beside the work of the networks: one batch ahead, and at most one behind."""
+"""Reading and writing beside the work of the networks: one batch ahead, and at most one behind."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import Tensor
-
-from cyclediff.data.images import to_pil, write_png
+from cyclediff.runtime.artifacts import Artifact
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,7 +25,7 @@ def ahead(items: Iterable[T], work: Callable[[T], R], thread: Executor) -> Itera
 
 
 class Writer:
-    """Writes PNGs in a thread, in order. On leaving, all are written; an error is raised there or at the next batch."""
+    """Writes artifacts in a thread, in order. On leaving, all are written; an error is raised there or before."""
 
     def __init__(self):
         self._thread = ThreadPoolExecutor(1)
@@ -43,20 +41,16 @@ class Writer:
         if error is None:
             self._settle()
 
-    def write(self, pictures: Sequence[Tensor], paths: Sequence[Path]) -> None:
-        """Begin to write pictures, each uint8 (3, h, w); waits until those of the last batch are written.
+    def write(self, results: Sequence[tuple[Artifact, Path, str, Any, int]]) -> None:
+        """Begin to write results (artifact, run, item, content, rank); waits until those of the last call are written.
 
         Raises:
             UserError: if one of those could not be written.
         """
         self._settle()
-        self._last = [self._thread.submit(_write, picture, path) for picture, path in zip(pictures, paths, strict=True)]
+        self._last = [self._thread.submit(artifact.write, *where) for artifact, *where in results]
 
     def _settle(self) -> None:
         for written in self._last:
             written.result()
         self._last = []
-
-
-def _write(picture: Tensor, path: Path) -> None:
-    write_png(to_pil(picture), path)

@@ -120,6 +120,22 @@ def after_first(work: Callable[[], T]) -> T:
     return work()
 
 
+class SharedCount:
+    """A number to which all processes add.
+
+    Args:
+        name: of the number; each is used once.
+    """
+
+    def __init__(self, name: str):
+        self._name, self._own = name, 0
+
+    def add(self, count: int) -> int:
+        """Add to it; returns what it is by now."""
+        self._own += count
+        return self._own if world() == 1 else _store().add(self._name, count)
+
+
 def stopping() -> bool:
     """Whether any process was asked to stop; to be asked between batches.
 

@@ -1,10 +1,7 @@
-"""How the images of a cell are computed, which is no part of what they are: device, batch size, forms of networks."""
+"""Where and in what batches a run is computed, which is no part of what it is."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -13,25 +10,7 @@ from cyclediff.errors import UserError
 from cyclediff.runtime import distributed
 from cyclediff.runtime.batch_size import find_batch_size, remember, remembered
 from cyclediff.runtime.record import Run
-
-
-@dataclass(frozen=True)
-class Setup:
-    """How the images of a run are computed.
-
-    Args:
-        seed: the run's seed.
-        batch_size: what goes through the networks at once: images, or candidates of edits.
-        device: where the networks are.
-        noise_device: where noise is drawn.
-        trace: where the trace of a profile goes; None for no profile.
-    """
-
-    seed: int
-    batch_size: int
-    device: torch.device
-    noise_device: torch.device
-    trace: Path | None = None
+from cyclediff.runtime.study import Execution, Study
 
 
 def pick_device(name: str) -> torch.device:
@@ -43,53 +22,43 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and distributed.world() > 1 and torch.cuda.is_available():
-        name = (
-            f"cuda:{distributed.local_rank() % torch.cuda.device_count()}"  # SLURM can show each process one GPU only
-        )
+        own = distributed.local_rank() % torch.cuda.device_count()  # SLURM can show each process one GPU only
+        name = f"cuda:{own}"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name} is not available here; choose auto or cpu") from error
 
 
-def setup_of(cfg: DictConfig, run: Run, nodes: Mapping[str, Any], evaluate: Callable[[int], None], most: int) -> Setup:
-    """The setup of a cell; a batch size of auto is an earlier start's, or a remembered one, or it is measured.
+def execution_of(cfg: DictConfig, run: Run, study: Study, device: torch.device, results: int) -> Execution:
+    """The execution of a run. A batch size of auto is an earlier start's, or a remembered one, or it is measured.
 
     Args:
-        cfg: of the cell.
+        cfg: of the run.
         run: its record.
-        nodes: configuration of its networks.
-        evaluate: see `find_batch_size`.
-        most: images, or candidates of edits, of all processes.
+        study: what is made, with its networks loaded.
+        device: where networks run.
+        results: how many are made, by all processes.
     """
-    device = pick_device(cfg.device)
     size = cfg.batch_size
     if size == "auto":
-        size = distributed.from_first(lambda: run.noted("batch_size") or _measured(cfg, nodes, evaluate, most))
+        size = distributed.from_first(lambda: run.noted("batch_size") or _measured(cfg, study, device, results))
     trace = run.path / ("trace.json.gz" if distributed.is_first() else f"trace-{distributed.rank()}.json.gz")
-    return Setup(cfg.seed, size, device, pick_device(cfg.noise.device or str(device)), trace if cfg.profile else None)
+    noise_device = device if cfg.noise.device == device.type else pick_device(cfg.noise.device)
+    return Execution(cfg.seed, size, device, noise_device, trace if cfg.profile else None)
 
 
-def note_smaller(cfg: DictConfig, setup: Setup, nodes: Mapping[str, Any], held: int) -> None:
+def remember_smaller(cfg: DictConfig, study: Study, execution: Execution, held: int) -> None:
     """Remember the batch size that memory held, where the one that was measured on networks alone was too large."""
-    if cfg.batch_size == "auto" and held < setup.batch_size:
-        remember(_cache(cfg), _key(cfg, nodes), held)
+    if cfg.batch_size == "auto" and held < execution.batch_size:
+        remember(_cache(cfg), _key(cfg, study, execution.device), held)
 
 
-def forms(nodes: Iterable[Any]) -> str:
-    """In which form networks are evaluated, for people; empty where all are in float32 and not compiled."""
-    told = []
-    for node in nodes:
-        dtype, mode = node.get("dtype", "float32"), node.get("compile_mode")
-        told.append(dtype + (f" compiled ({mode})" if mode else ""))
-    return "" if set(told) == {"float32"} else " and ".join(dict.fromkeys(told))
-
-
-def _measured(cfg: DictConfig, nodes: Mapping[str, Any], evaluate: Callable[[int], None], most: int) -> int:
-    most, cache, key = ceil(most / distributed.world()), _cache(cfg), _key(cfg, nodes)
+def _measured(cfg: DictConfig, study: Study, device: torch.device, results: int) -> int:
+    most, cache, key = ceil(results / distributed.world()), _cache(cfg), _key(cfg, study, device)
     found, how = remembered(cache, key), "remembered"
     if found is None:
-        found, how = find_batch_size(evaluate, most), "measured"
+        found, how = find_batch_size(study.evaluate, most), "measured"
         if found < most:  # else it might have been larger
             remember(cache, key, found)
     print(f"{cfg.method.name}: batch size {min(found, most)} ({how})")
@@ -100,8 +69,6 @@ def _cache(cfg: DictConfig) -> Path:
     return Path(cfg.paths.cache).expanduser()
 
 
-def _key(cfg: DictConfig, nodes: Mapping[str, Any]) -> str:
-    device = pick_device(cfg.device)
+def _key(cfg: DictConfig, study: Study, device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    models = " ".join(f"{side} {Path(node.path).stem}" for side, node in nodes.items())
-    return f"{name}, {cfg.method.name}, {models}, {cfg.protocol.size} pixels, {forms(nodes.values()) or 'float32'}"
+    return f"{name}, {cfg.method.name}, {study.batch_size_key()}"

@@ -5,7 +5,7 @@ from types import TracebackType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-class ImageProgress:
+class ItemProgress:
     """A bar over images that also moves within a batch: every evaluation of a network counts.
 
     How many evaluations a batch takes is known from the first batch; until it is done the bar stands still and counts.
@@ -23,7 +23,7 @@ class ImageProgress:
         self._task = self._progress.add_task(name, total=total, done=0, calls=0)
         self._done = self._calls = self._calls_per_batch = self._images = 0
 
-    def __enter__(self) -> "ImageProgress":
+    def __enter__(self) -> "ItemProgress":
         if not self._progress.disable:
             self._progress.start()
         return self

@@ -8,12 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cyclediff.cyclediffusion import CycleDiffusion
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.noise import Noise
+from cyclediff.diffusion.prompt import Prompt
 from cyclediff.diffusion.schedule import alpha_bar_from_betas, scaled_linear_betas
-from cyclediff.prompt_alignment import Prompt
-from cyclediff.shared_encoding import search
 from cyclediff.studies.selection import Candidate, Grid
 
 Unit = tuple[int, Candidate]  # number of the image in its batch, and how to edit it
@@ -46,81 +44,86 @@ class Edits:
     noise_device: torch.device | str = "cpu"
 
 
-def split(method: Any, grid: Grid, images: int, size: int, shared_path: bool) -> list[list[Unit]]:
+def split(method: Any, grid: Grid, images: int, size: int, shared_encoding: bool) -> list[list[Unit]]:
     """All candidates of some images in pieces of about `size`, each fit for one `edit`.
 
     Candidates that share an encoding stay together. Without attention control, CycleDiffusion takes candidates of any
     skip in one piece; other methods take one skip at a time.
     """
     units = [(image, candidate) for image in range(images) for candidate in grid.candidates()]
-    lockstep = isinstance(method, CycleDiffusion) and not method.attention
+    lockstep = method.inverts and not method.attention
     pieces = []
     for _, same in groupby(
         sorted(units, key=lambda u: 0 if lockstep else u[1].skip), lambda u: 0 if lockstep else u[1].skip
     ):
-        groups = [list(group) for _, group in groupby(same, key=lambda u: (u[0], _path(u[1], grid, shared_path)))]
-        if lockstep and not shared_path:
+        groups = [
+            list(group) for _, group in groupby(same, key=lambda u: (u[0], _encoding(u[1], grid, shared_encoding)))
+        ]
+        if lockstep and not shared_encoding:
             groups.sort(key=lambda group: group[0][1].skip)  # a piece of like skips keeps its batch full for longer
         count = max(1, size // len(groups[0]))
         pieces += [list(chain(*groups[start : start + count])) for start in range(0, len(groups), count)]
     return pieces
 
 
-def edit(method: Any, model: Conditional, edits: Edits, grid: Grid, units: Sequence[Unit], shared_path: bool) -> Tensor:
+def edit(
+    method: Any, model: Conditional, edits: Edits, grid: Grid, units: Sequence[Unit], shared_encoding: bool
+) -> Tensor:
     """Edit latents.
 
     Args:
-        method: a method with T and, if it starts below the noisiest level, a `strength`: the name of the setting that
-            counts the timesteps from there.
+        method: a method that works on texts, see `Method`.
         model: the text-to-image model.
         edits: the images.
         grid: all candidates.
         units: the candidates to make, a piece of `split`.
-        shared_path: whether candidates of one trial that differ in skip take the same path through the noise levels.
+        shared_encoding: whether candidates of one trial that differ in skip share one encoding.
 
     Returns:
         (len(units), c, h, w), in their order.
     """
-    if not isinstance(method, CycleDiffusion):
+    if not method.inverts:
         skip = units[0][1].skip
-        some = replace(method, **{method.strength: method.T - skip}) if hasattr(method, "strength") else method
+        some = replace(method, **{method.starts_at: method.num_steps - skip}) if method.starts_at else method
         source, target = (_condition(model, edits, units, side) for side in (0, 1))
-        noise = Noise(edits.seed, [edits.ids[b] for b, _ in units], [c.chain for _, c in units], edits.noise_device)
+        noise = Noise(edits.seed, [edits.ids[b] for b, _ in units], [c.encoding for _, c in units], edits.noise_device)
         return some(edits.x0[[b for b, _ in units]], source, target, noise)
     order = sorted(range(len(units)), key=lambda i: units[i][1].skip)
-    keys = [(units[i][0], _path(units[i][1], grid, shared_path)) for i in order]
+    keys = [(units[i][0], _encoding(units[i][1], grid, shared_encoding)) for i in order]
     first = {key: units[i] for key, i in reversed(list(zip(keys, order, strict=True)))}
-    paths = [first[key] for key in dict.fromkeys(keys)]
+    encodings = [first[key] for key in dict.fromkeys(keys)]
     place = {key: k for k, key in enumerate(dict.fromkeys(keys))}
     noise = Noise(
         edits.seed,
-        [edits.ids[b] for b, _ in paths],
-        [_path(c, grid, shared_path) for _, c in paths],
+        [edits.ids[b] for b, _ in encodings],
+        [_encoding(c, grid, shared_encoding) for _, c in encodings],
         edits.noise_device,
     )
-    found = search(
-        method,
-        edits.x0[[b for b, _ in paths]],
-        _condition(model, edits, paths, 0),
+    found = method.candidates(
+        edits.x0[[b for b, _ in encodings]],
+        _condition(model, edits, encodings, 0),
         _condition(model, edits, [units[i] for i in order], 1),
         noise,
-        [(place[key], method.T - units[i][1].skip) for key, i in zip(keys, order, strict=True)],
+        [(place[key], method.num_steps - units[i][1].skip) for key, i in zip(keys, order, strict=True)],
     )
     return found[torch.tensor(order, device=found.device).argsort()]
 
 
-def count_rows(method: Any, grid: Grid, size: int, shared_path: bool) -> int:
-    """Evaluations of the network that all candidates of an image take, counted by making them with an empty network."""
-    counter = _Counter()
+def count_rows(method: Any, grid: Grid, size: int, shared_encoding: bool) -> int:
+    """Evaluations of the network that all candidates of an image take.
+
+    Those of one trial are counted, by making them with an empty network; every trial takes as many.
+    """
+    counter, once = _Counter(), replace(grid, trials=1)
     edits = Edits(["counted"], [("a b", "a c")], torch.zeros(1, 1, 1, 1), seed=0)
-    for units in split(method, grid, 1, size, shared_path):
-        edit(method, counter, edits, grid, units, shared_path)
-    return counter.rows
+    for units in split(method, once, 1, size, shared_encoding):
+        edit(method, counter, edits, once, units, shared_encoding)
+    return counter.rows * grid.trials
 
 
-def _path(candidate: Candidate, grid: Grid, shared_path: bool) -> int:
-    """Number of the encoding path, which keys its noise."""
-    return candidate.chain // len(grid.skip) if shared_path else candidate.chain
+def _encoding(candidate: Candidate, grid: Grid, shared_encoding: bool) -> int:
+    """Number of the encoding, which keys its noise."""
+    return candidate.encoding // len(grid.skip) if shared_encoding else candidate.encoding
 
 
 def _condition(model: Conditional, edits: Edits, units: Sequence[Unit], side: int) -> GuidedDenoiser:
@@ -139,7 +142,9 @@ class _Counter:
         prompt = Prompt("a b c", (0, 1, 2, 3, 4), ("", "a", "b", "c", ""))
         n, alpha_bar = len(prompts), alpha_bar_from_betas(scaled_linear_betas())
         context, empty = torch.zeros(n, 5, 1), torch.zeros(1, 5, 1)
-        return GuidedDenoiser(self._count, alpha_bar, "epsilon", context, empty, tuple(guidance_scale), (prompt,) * n)
+        return GuidedDenoiser(
+            self._count, alpha_bar, "epsilon", context, empty, tuple(guidance_scale), (prompt,) * n, "counter"
+        )
 
     def _count(self, xt: Tensor, t: Tensor, context: Tensor, edit: Any) -> Tensor:
         self.rows += len(xt)

@@ -1,174 +1,231 @@
-"""From prepared source PNGs and their texts to edited PNGs: candidates in batches, the best of each image kept."""
+"""study=edit: images are changed as their texts say, by one text-to-image model; the best of N candidates is kept."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from omegaconf import OmegaConf
 
-from cyclediff.data.folders import Folder
-from cyclediff.data.images import from_uint8, read_batch, to_uint8
-from cyclediff.diffusion.noise import Noise
+from cyclediff.data.edit_lists import read_prompts
 from cyclediff.errors import UserError
-from cyclediff.models.text_to_image import TextModel
-from cyclediff.runtime.batches import each_batch
-from cyclediff.runtime.execution import Setup
-from cyclediff.runtime.meter import Meter
-from cyclediff.runtime.precision import IMAGES
-from cyclediff.runtime.record import Run
-from cyclediff.studies.candidates import Edits, Unit, edit, split
-from cyclediff.studies.selection import Grid, rank
+from cyclediff.runtime import distributed
+from cyclediff.runtime.artifacts import Artifact, Pictures, Rows
+from cyclediff.runtime.identity import artifact_settings
+from cyclediff.runtime.settings import user_errors
+from cyclediff.runtime.study import Execution, Items, Scored
+from cyclediff.studies import requirements, scoring
+from cyclediff.studies.context import Context, build_method, load_network
+from cyclediff.studies.selection import METRICS_OF_CLIP, RANKING, Grid, grid_for, with_unselected
+from cyclediff.studies.sources import Sources, prepare_texts_and_images
 
-POSTERIOR = -1  # the trial that keys the codec's noise, drawn once an image for all its candidates
-Scores = Callable[[Sequence[str], Tensor], Mapping[str, Tensor]]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Selection:
-    """How the candidates of an edit are made and ranked.
-
-    Args:
-        grid: all of them.
-        metric: the column of `scores` by which the best is chosen.
-        scores: (ids, edited images uint8 (n, 3, h, w)) → columns of (n,), with `<metric>_defined` where a score can be
-            undefined; not called where there is one candidate only.
-        shared_path: see `candidates.edit`.
-    """
-
-    grid: Grid
-    metric: str
-    scores: Scores
-    shared_path: bool
+    from cyclediff.runtime.meter import Meter
 
 
-@torch.no_grad()
-def edit_images(
-    method: Any,
-    model: TextModel,
-    source: Folder,
-    texts: Mapping[str, tuple[str, str]],
-    selection: Selection,
-    run: Run,
-    setup: Setup,
-) -> int:
-    """Edit every source image whose batch is not complete on disk, and log candidates.
+class Edit:
+    """Zero-shot editing with texts."""
 
-    Args:
-        method: the method.
-        model: the text-to-image model.
-        source: prepared source images.
-        texts: source and target text of each.
-        selection: how candidates are made and ranked.
-        run: where edited images, candidates and costs go.
-        setup: how; several images share a batch of candidates where an image has fewer.
+    name = "edit"
+    instead = "python run.py experiment=pets_edit"  # what runs without a download
 
-    Returns:
-        The batch size that memory held.
+    def __init__(self, context: Context):
+        self.context, self.cfg = context, context.cfg
+        self.candidates = Rows("candidates")
+        self._protocol: Any = None
 
-    Raises:
-        UserError: if the method cannot work with this model, or its output is not finite.
-        Stopped: see `translate.each_batch`.
-    """
+    @property
+    def artifacts(self) -> Mapping[str, Artifact]:
+        """All candidates' settings and scores, then a PNG of the best: a finished image has both."""
+        return {"candidates": self.candidates, "images": Pictures()}
 
-    def make(ids: Sequence[str], images: Tensor, size: int, meter: Meter) -> list[Tensor]:
-        edits = _edits(model, ids, texts, images, setup, meter)
-        best = _best(method, meter.watch(model, "text-to-image"), edits, selection, size, meter)
-        for image_id, (_, rows) in zip(ids, best, strict=True):
-            run.log_candidates(image_id, rows)
-        return [picture for picture, _ in best]
+    @property
+    def devices(self) -> tuple[str, str]:
+        """Where networks run, and where noise is drawn."""
+        return self.cfg.device, self.cfg.noise.device
 
-    return each_batch(method.name, source, len(selection.grid.candidates()), run, setup, make)
+    def needs(self) -> None:
+        """See `Study.needs`."""
+        cfg, dirs = self.cfg, self.context.config_dirs
+        requirements.require_items(cfg, ["image", "texts"], self.name)
+        requirements.require_condition(cfg, "text", dirs, "cannot follow a text")
+        if not cfg.selection:
+            raise UserError(
+                f"task {cfg.task.name} needs to know its candidates; choose tier=single, quick, paper, few or pets"
+            )
+        if cfg.selection.metric not in RANKING:
+            raise UserError(f"selection.metric must be one of {', '.join(RANKING)}; got {cfg.selection.metric}")
+        if cfg.compile_mode:
+            raise UserError("compile_mode is for networks on pixels, and text-to-image models have none; leave it out")
+        scoring.require_clip(cfg.protocol.clip, "protocol.clip")
+        scoring.require_clip(cfg.selection.clip, "selection.clip")
+        with user_errors():
+            self._asked()
+        nodes = {"model": cfg.task.model}
+        requirements.require_files(cfg, nodes, ["model"], self.context.assets, dirs, self.instead)
 
+    @cached_property
+    def sources(self) -> Sources:
+        """The prepared images with their texts."""
+        return prepare_texts_and_images(self.cfg, self.context.prepared)
 
-@torch.no_grad()
-def sample(
-    method: Any,
-    model: TextModel,
-    source: Folder,
-    texts: Mapping[str, tuple[str, str]],
-    selection: Selection,
-    setup: Setup,
-) -> Tensor:
-    """The first images of a run, each edited as its first candidate, (n, 3, h, w) in [-1, 1]; see `edit_images`."""
-    ids, grid = source.ids[:IMAGES], selection.grid
-    images = read_batch([source.path / f"{i}.png" for i in ids])
-    edits = _edits(model, ids, texts, images, setup, Meter(ids, lambda: None))
-    units = [(image, grid.candidates()[0]) for image in range(len(ids))]
-    return model.decode(edit(method, model, edits, grid, units, selection.shared_path))
+    @cached_property
+    def weights(self) -> dict[str, requirements.Weights]:
+        """Those of the text-to-image model."""
+        return requirements.find_weights({"model": self.cfg.task.model})
 
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """What identifies the weights, also of the CLIP that ranks candidates."""
+        found = requirements.fingerprints(self.weights, self.context.assets, self.context.cache)
+        return found | {"ranking": scoring.clip_fingerprint(self.cfg.selection.clip, self.context)}
 
-def _edits(
-    model: TextModel,
-    ids: Sequence[str],
-    texts: Mapping[str, tuple[str, str]],
-    images: Tensor,
-    setup: Setup,
-    meter: Meter,
-) -> Edits:
-    with meter.stage("encoder"):
-        pictures = from_uint8(images.to(setup.device, non_blocking=True))
-        x0 = model.encode(pictures, Noise(setup.seed, ids, POSTERIOR, setup.noise_device))
-    return Edits(ids, [texts[i] for i in ids], x0, setup.seed, setup.noise_device)
+    def items(self) -> Items:
+        """The images."""
+        return Items(self.sources.source.ids, self.sources.record())
 
+    def identity(self) -> Mapping[str, Any]:
+        """See `Study.identity`."""
+        settings = artifact_settings(self.cfg)
+        return settings | {"weights": self.fingerprints, "data": self.sources.identity()}
 
-def _best(
-    method: Any, model: TextModel, edits: Edits, selection: Selection, batch_size: int, meter: Meter
-) -> list[tuple[Tensor, list[dict[str, Any]]]]:
-    """For each image its best edit, uint8, and a row per candidate; no other edit is kept."""
-    best: dict[int, tuple[Any, Tensor]] = {}
-    rows: list[list[dict[str, Any]]] = [[] for _ in edits.ids]
-    grid, metric = selection.grid, selection.metric
-    for units in split(method, grid, len(edits.ids), batch_size, selection.shared_path):
-        try:
-            latents = edit(method, model, edits, grid, units, selection.shared_path)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        _insist_on_finite(latents, edits, units, method.name)
-        with meter.stage("decoder"):
-            made = torch.cat([to_uint8(model.decode(part)) for part in latents.split(max(1, batch_size // 4))])
-        ids = [edits.ids[image] for image, _ in units]
-        with meter.stage("scores of candidates"):
-            columns = selection.scores(ids, made) if len(grid.candidates()) > 1 else {}
-        for k, (image, candidate) in enumerate(units):
-            row = {key: value for key, value in vars(candidate).items() if key != "chain"}
-            row |= {key: value[k].item() for key, value in columns.items()}
-            rows[image].append(row)
-            if image not in best or rank(row, metric) > best[image][0]:
-                best[image] = rank(row, metric), made[k].cpu()
-    for image, found in enumerate(rows):
-        found.sort(key=lambda row: row["index"])
-        for row in found:
-            row["chosen"] = -best[image][0][2] == row["index"]
-    return [(best[image][1], found) for image, found in enumerate(rows)]
+    def score_identity(self) -> Mapping[str, Any]:
+        """See `Study.score_identity`."""
+        return scoring.score_identity(self.context, self.sources)
 
+    def record(self) -> Mapping[str, Any]:
+        """The weights, and how candidates are chosen."""
+        return {"weights": self.fingerprints, "tier": self.cfg.tier}
 
-def _insist_on_finite(latents: Tensor, edits: Edits, units: Sequence[Unit], name: str) -> None:
-    bad = latents.isfinite().flatten(1).all(1).logical_not().nonzero()
-    if len(bad):
-        image, candidate = units[int(bad[0])]
-        raise UserError(
-            f"{name} gave NaN or Inf for image {edits.ids[image]} (guidance {candidate.guidance}, skip "
-            f"{candidate.skip}); finished images are kept, check method.* and selection.grid"
+    def load(self, device: "torch.device") -> None:
+        """Load the method, the model, and what ranks and scores: a wrong file is found before the slow part."""
+        from eval.metrics.candidates import candidate_scores
+
+        self.device, self.method = device, build_method(self.cfg, {})
+        with user_errors():
+            self.grid = grid_for(self._asked(), self.method)
+        self.model, self.texts = self._model(), read_prompts(self.sources.source)
+        scorer = load_network(
+            self.cfg.selection.clip, path=scoring.clip_path(self.cfg.selection.clip), device=str(device)
         )
+        self.ranking_protocol = scorer.protocol
+        self.scores = candidate_scores(scorer, self.sources.source.path, device)
+        self.protocol(device)
 
+    def protocol(self, device: "torch.device") -> Any:
+        """The protocol with its networks, loaded once."""
+        if self._protocol is None:
+            self._protocol = scoring.load_protocol(self.cfg, self.sources, str(device))
+        return self._protocol
 
-@torch.no_grad()
-def evaluate(model: TextModel, rows: int, device: torch.device) -> None:
-    """Evaluate the network once on so many rows, to measure what that takes."""
-    side = model.size // 2 ** (len(model.vae.config.block_out_channels) - 1)
-    denoiser = model.condition(["a measurement"] * rows)
-    xt = torch.zeros(rows, model.vae.config.latent_channels, side, side, device=device)
-    denoiser(xt, torch.full((rows,), 500, device=device)).sum().item()  # .item() waits for a GPU
+    @property
+    def parts(self) -> int:
+        """Candidates of an image."""
+        return len(self.grid.candidates())
 
+    def evaluate(self, count: int) -> None:
+        """Evaluate the network once for so many candidates: each has its source, its target and the empty prompt."""
+        from cyclediff.studies.editing import evaluate
 
-def seconds_per_row(model: TextModel, rows: int, device: torch.device) -> float:
-    """Time of one evaluation of the network, measured on batches of `rows`, as the run will have them."""
+        evaluate(self.model, 3 * count, self.device)
 
-    def once() -> float:
-        began = time.perf_counter()
-        evaluate(model, rows, device)
-        return time.perf_counter() - began
+    def batch_size_key(self) -> str:
+        """Network, size and precision."""
+        from cyclediff.runtime.precision import precision_mode
 
-    return min(once(), once()) / rows
+        node = self.cfg.task.model
+        return f"{Path(node.path).stem}, {self.cfg.protocol.size} pixels, {precision_mode([node]) or 'float32'}"
+
+    def begin(self, execution: Execution, missing: int) -> Mapping[str, Any]:
+        """Print an estimate of the time, ask where it is long, and measure what 16 bits change."""
+        from cyclediff.models.checkpoint import carries_mark
+        from cyclediff.studies.candidates import count_rows
+        from cyclediff.studies.editing import require_patience
+
+        rows = count_rows(self.method, self.grid, execution.batch_size, self.cfg.selection.shared_encoding)
+        distributed.from_first(
+            lambda: require_patience(self.cfg, self.model, self.device, self.parts, rows, missing, execution.batch_size)
+        )
+        notes: dict[str, Any] = {
+            "random_weights": [part for part, w in self.weights.items() if carries_mark(w.path)],
+            "selection": {
+                "candidates": self.parts,
+                "metric": self.cfg.selection.metric,
+                "ranked_by": self.ranking_protocol,
+                "asked": OmegaConf.to_container(self.cfg.selection, resolve=True),
+            },
+            "network_rows_per_image": rows,
+        }
+        dtype = self.cfg.task.model.dtype
+        if dtype != "float32" and missing:
+            notes["psnr_to_float32"] = self._cast_within_bound(dtype, execution)
+        elif dtype != "float32":
+            self.model = self.model.cast(dtype)
+        return notes
+
+    def read(self, ids: Sequence[str]) -> "Tensor":
+        """Source images, uint8 (n, 3, h, w)."""
+        from cyclediff.data.images import read_batch
+
+        images = read_batch([self.sources.source.path / f"{i}.png" for i in ids])
+        return images.pin_memory() if self.device.type == "cuda" else images
+
+    def make(
+        self, ids: Sequence[str], inputs: "Tensor", size: int, execution: Execution, meter: "Meter"
+    ) -> Sequence[Mapping[str, Any]]:
+        """Edit images: every candidate of each, of which the best is kept."""
+        from cyclediff.studies.editing import best_candidates, encoded
+
+        edits = encoded(self.model, ids, self.texts, inputs, execution, meter)
+        shared, metric = self.cfg.selection.shared_encoding, self.cfg.selection.metric
+        watched = meter.watch(self.model, "text-to-image")
+        best = best_candidates(self.method, watched, edits, self.grid, shared, metric, self.scores, size, meter)
+        return [{"images": picture, "candidates": rows} for picture, rows in best]
+
+    def finish(self, folder: Path, batches: Sequence[Mapping[str, Any]], device: "torch.device") -> Scored:
+        """Score the pictures; beside each score stands its mean over all candidates, ranked ones being optimistic."""
+        rows, ids = self.candidates.read(folder), self.sources.source.ids
+        chosen = {row["id"]: {key: row[key] for key in Grid.SETTINGS} for row in rows if row["chosen"]}
+        seconds = scoring.seconds_of(batches, ids)
+        more = {item: {**chosen.get(item, {}), **seconds[item]} for item in ids}
+        protocol = self.protocol(device)
+        scored = scoring.score_pictures(folder / "images", self.sources, protocol, self.context.cache, more)
+        clip = scoring.clip_fingerprint(self.cfg.selection.clip, self.context)
+        same = self.cfg.protocol.clip and clip == scoring.clip_fingerprint(self.cfg.protocol.clip, self.context)
+        return with_unselected(scored, rows, () if same else METRICS_OF_CLIP)
+
+    def _asked(self) -> Grid:
+        """The candidates that the configuration asks for.
+
+        Raises:
+            ValueError: if they are out of range.
+        """
+        selection: Any = OmegaConf.to_container(self.cfg.selection, resolve=True)
+        return Grid(selection["trials"], **{key: tuple(values) for key, values in selection["grid"].items()})
+
+    def _model(self) -> Any:
+        found = self.weights["model"]
+        more = {"revision": found.commit} if found.commit else {}
+        return load_network(self.cfg.task.model, path=str(found.path), device=str(self.device), dtype="float32", **more)
+
+    def _cast_within_bound(self, dtype: str, execution: Execution) -> float:
+        """Make some images in float32, cast the model, and make them again: one network is in memory at a time."""
+        from cyclediff.runtime.precision import IMAGES, require_precision
+        from cyclediff.studies.editing import first_candidates
+
+        ids, shared = self.sources.source.ids[:IMAGES], self.cfg.selection.shared_encoding
+
+        def sample(exactly: bool) -> "Tensor":
+            if not exactly:
+                self.model = self.model.cast(dtype)
+            return first_candidates(
+                self.method, self.model, ids, self.texts, self.read(ids), self.grid, shared, execution
+            )
+
+        found = distributed.from_first(lambda: require_precision(self.cfg.method.name, dtype, sample))
+        if not distributed.is_first():
+            self.model = self.model.cast(dtype)
+        return found

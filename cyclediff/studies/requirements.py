@@ -1,82 +1,182 @@
-"""Which files a cell of a table needs, and which methods could run with those that are here."""
+"""Which weights and data a run needs, whether they are here, and which methods could run with those that are."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cyclediff.data.assets import Asset, locate, missing_screen
-from cyclediff.data.folders import PETS
+from cyclediff.data.assets import Asset, fingerprint, locate, missing_screen
+from cyclediff.data.hub import commit_of
 from cyclediff.errors import UserError
+from cyclediff.pets.folders import PETS
 
-PETS_HINT = "python run.py{}   (the embedded world: all of this without any download)"
+HUB_LOADERS = ("load_diffusers", "load_text_to_image")  # loaders that also take the id of a repository of the hub
 
 
 @dataclass(frozen=True)
 class MethodFile:
-    """What conf/method says of a method before it is built.
+    """What a file of conf/method says of a method before it is built.
 
     Args:
-        models: the networks of an unpaired task that it needs: source, target, extractor.
-        edits: whether it can follow a text.
-        controls: whether it controls attention, and so can do nothing else.
+        needs: the networks that it evaluates.
+        conditions: of the model, under which it works: none, text, image.
     """
 
-    models: frozenset[str]
-    edits: bool
-    controls: bool
+    needs: frozenset[str]
+    conditions: frozenset[str]
 
 
-def method_files(config_dir: str) -> dict[str, MethodFile]:
-    """Every method by its name."""
-    found = {}
-    for path in sorted(Path(config_dir, "method").glob("*.yaml")):
+@dataclass(frozen=True)
+class Weights:
+    """Where a network's weights are.
+
+    Args:
+        path: a file or folder or, with a commit, the id of a repository of the Hugging Face hub.
+        commit: of that repository; None for files and folders.
+    """
+
+    path: Path
+    commit: str | None = None
+
+
+def method_files(config_dirs: Sequence[str]) -> dict[str, MethodFile]:
+    """Every method that some folders of configuration name; the first folder counts where two name one."""
+    found: dict[str, MethodFile] = {}
+    for path in (path for folder in config_dirs for path in sorted(Path(folder, "method").glob("*.yaml"))):
         node: Any = OmegaConf.load(path)
-        found[path.stem] = MethodFile(frozenset(node.models), "attention" in node, bool(node.get("attention")))
+        if "needs" in node and "conditions" in node:
+            found.setdefault(path.stem, MethodFile(frozenset(node.needs), frozenset(node.conditions)))
     return found
 
 
-def editing_weights(cfg: DictConfig, assets: dict[str, Asset]) -> dict[str, Path]:
-    """The text-to-image model and the CLIP of an editing cell; insists that the data are here.
+def declared(cfg: DictConfig) -> MethodFile:
+    """What the chosen method's file declares.
+
+    Raises:
+        UserError: if it declares nothing.
+    """
+    for key, example in (("needs", "[source, target]"), ("conditions", "[none]")):
+        if key not in cfg.method:
+            raise UserError(
+                f"conf/method/{cfg.method.name}.yaml does not say {key}; add the class's own, for example "
+                f"{key}: {example}"
+            )
+    return MethodFile(frozenset(cfg.method.needs), frozenset(cfg.method.conditions))
+
+
+def require_condition(cfg: DictConfig, condition: str, config_dirs: Sequence[str], otherwise: str) -> None:
+    """Require that the method works under a condition of the model.
+
+    Raises:
+        UserError: if it does not; the sentence names methods that do.
+    """
+    if condition not in declared(cfg).conditions:
+        able = [name for name, file in method_files(config_dirs).items() if condition in file.conditions]
+        raise UserError(f"{cfg.method.name} {otherwise}; choose method={', '.join(able)}")
+
+
+def require_items(cfg: DictConfig, items: Sequence[str], study: str) -> None:
+    """Require that task and protocol are of the items that a study works on.
+
+    Raises:
+        UserError: if one is not.
+    """
+    if list(cfg.task.inputs) != list(items):
+        other = "edit" if "texts" in cfg.task.inputs else "translate"
+        raise UserError(
+            f"study={study} works on items with {' and '.join(items)}, and those of task {cfg.task.name} have "
+            f"{' and '.join(cfg.task.inputs)}; choose study={other}, or another task"
+        )
+    if list(cfg.protocol.inputs) != list(items) or cfg.task.synthetic != (cfg.protocol.judge is not None):
+        fitting = {
+            ("image", True): "pets",
+            ("image", False): "cyclediffusion or egsde",
+            ("texts", True): "pets_edit",
+            ("texts", False): "zero_shot or pie_bench",
+        }[items[-1], cfg.task.synthetic]
+        raise UserError(f"protocol {cfg.protocol.name} does not score task {cfg.task.name}; choose protocol={fitting}")
+
+
+def find_weights(nodes: Mapping[str, Any]) -> dict[str, Weights]:
+    """Where the weights of some networks are, by their part; ids of the hub with their commit.
+
+    Args:
+        nodes: the networks' configuration; those without a path are left out.
+
+    Raises:
+        UserError: if there is no such file, folder or repository.
+    """
+    found = {}
+    for part, node in nodes.items():
+        path = locate(node.path) if node.path else None
+        if path is not None and path.exists():
+            found[part] = Weights(path)
+        elif path is not None and str(node.get("_target_")).endswith(HUB_LOADERS):
+            found[part] = Weights(Path(node.path), commit_of(str(node.path)))
+    return found
+
+
+def fingerprints(weights: Mapping[str, Weights], assets: dict[str, Asset], cache: Path) -> dict[str, str]:
+    """What identifies weights, by their part: a sha256, or a repository and its commit."""
+    return {
+        part: f"{w.path}@{w.commit}" if w.commit else fingerprint(w.path, assets, cache) for part, w in weights.items()
+    }
+
+
+def require_network_nodes(
+    cfg: DictConfig, nodes: Mapping[str, Any], needed: Iterable[str], config_dirs: Sequence[str], condition: str
+) -> None:
+    """Require that the task names a network for each part that the method needs.
+
+    Raises:
+        UserError: if it names none; the sentence says which methods could run.
+    """
+    named = {part for part, node in nodes.items() if node.path}
+    lacking = sorted(set(needed) - named)
+    if lacking:
+        able = [
+            name
+            for name, file in method_files(config_dirs).items()
+            if condition in file.conditions and file.needs <= named
+        ]
+        raise UserError(
+            f"{cfg.method.name} needs a {lacking[0]} model, and none is known for {cfg.task.name}; choose "
+            f"method={', '.join(able)}, or name one: model@task.source_model=diffusers task.source_model.path=FOLDER"
+        )
+
+
+def require_files(
+    cfg: DictConfig, nodes: Mapping[str, Any], parts: Iterable[str], assets: dict[str, Asset],
+    config_dirs: Sequence[str], instead: str,
+) -> None:  # fmt: skip
+    """Require that weights and data are here.
+
+    Args:
+        cfg: of the run.
+        nodes: configuration of all networks of the task and its protocol.
+        parts: those that this run loads.
+        assets: the catalogue.
+        config_dirs: folders of configuration.
+        instead: a command that needs no download.
 
     Raises:
         UserError: a screen about what is missing.
     """
-    source = locate(cfg.data.source)
-    if cfg.data.source != PETS and cfg.data.source == cfg.task.source and not source.exists():
-        raise UserError(missing_screen(cfg.task.name, [source], assets, PETS_HINT.format(" experiment=pets_edit")))
-    return {part: locate(node.path) for part, node in {"model": cfg.task.model, "clip": cfg.protocol.clip}.items()}
-
-
-def unpaired_weights(cfg: DictConfig, assets: dict[str, Asset], config_dir: str) -> dict[str, Path]:
-    """The files of weights of an unpaired cell by their part; insists that they and the data are here.
-
-    Raises:
-        UserError: if no network is known, or a screen about what is missing.
-    """
-    nodes = {"source": cfg.task.source_model, "target": cfg.task.target_model, "extractor": cfg.task.extractor}
-    if cfg.protocol.features and cfg.data.reference:
-        nodes["features"] = cfg.protocol.features
     paths = {part: locate(node.path) for part, node in nodes.items() if node.path}
     own = [folder for part in ("source", "reference") if (folder := cfg.data[part]) == cfg.task[part]]
-    folders = [locate(folder) for folder in own if folder != PETS]
-    methods = method_files(config_dir)
-    others = {name: method.models for name, method in methods.items() if not method.controls}
-    needed = methods[cfg.method.name].models
-    if needed - paths.keys():
-        possible = ", ".join(name for name, parts in others.items() if not parts - paths.keys())
-        raise UserError(
-            f"{cfg.method.name} needs a {min(needed - paths.keys())} model, and none is known for {cfg.task.name}; "
-            f"choose method={possible}, or name one: model@task.source_model=diffusers task.source_model.path=FOLDER"
-        )
-    mine = {part: path for part, path in paths.items() if part in needed | {"features"}}
-    hub = {part for part in mine if str(nodes[part].get("_target_")).endswith("load_diffusers")}
-    if any(not path.exists() for path in [*folders, *(path for part, path in mine.items() if part not in hub)]):
-        here = {part for part, path in paths.items() if path.exists()}
-        ready = [name for name, parts in others.items() if parts | {"features"} <= here]
-        hint = PETS_HINT.format("")
-        if ready and all(folder.exists() for folder in folders):
-            hint = f"python run.py experiment={cfg.task.name} method={','.join(ready)}   (their files are here)"
-        raise UserError(missing_screen(cfg.task.name, [*paths.values(), *folders], assets, hint))
-    return mine
+    folders = [locate(folder) for folder in own if folder and folder != PETS]
+    hub = {part for part in paths if str(nodes[part].get("_target_")).endswith(HUB_LOADERS)}
+    used = [paths[part] for part in parts if part in paths and part not in hub]
+    if all(path.exists() for path in [*folders, *used]):
+        return
+    here = {part for part, path in paths.items() if path.exists()} | hub
+    able = [
+        name for name, file in method_files(config_dirs).items() if file.needs <= here and "none" in file.conditions
+    ]
+    hint = f"{instead}   (pets, the synthetic benchmark: all of this without a download)"
+    if able and {"features"} & paths.keys() <= here and all(folder.exists() for folder in folders):
+        hint = f"python run.py experiment={cfg.task.name} method={','.join(able)}   (their files are here)"
+    shown = [path for part, path in paths.items() if part not in hub]
+    raise UserError(missing_screen(cfg.task.name, [*shown, *folders], assets, hint))

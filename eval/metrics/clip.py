@@ -19,7 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from eval.metrics.features import BATCH, carries_mark, file_digest
+from eval.metrics.metric import Metric
 
+CLIP, DIRECTIONAL_CLIP = Metric("CLIP", 3, True), Metric("D-CLIP", 3, True)
 # A shorter difference of normalised features has no direction. Measured on ViT-B/32 in float32: equal pictures in
 # batches of unequal sizes differ by 6e-7, a twentieth of this; the last bit of one of 224² pixels moves the features by
 # 1e-5 even in an untrained network.

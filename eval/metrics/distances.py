@@ -1,6 +1,7 @@
 """Distances between the results as a set and a reference set: FID and KID, with intervals."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,23 @@ from eval import ranks
 from eval.metrics.features import Extractor
 from eval.metrics.frechet import Statistics, frechet_distance, frechet_infinity, frechet_replicates
 from eval.metrics.kid import kernel_distance, kernel_distance_subsets, kernel_replicates
+from eval.metrics.metric import Metric
 from eval.metrics.pictures import at_size, list_images, read_picture
 from eval.metrics.references import cached, read_statistics
 from eval.metrics.statistics import interval, resamples
 from eval.protocols import Protocol
 
+METRICS = {
+    "fid": Metric("FID", 2, False),
+    "fid_infinity": Metric("FID∞", 2, False),
+    "kid": Metric("KID×10³", 2, False, 1000),
+    "kid_subsets": Metric("KID×10³ by subsets", 2, False, 1000),
+}
+# by the judge of pets, not by an Inception network: these numbers must not be taken for a paper's
+PETS_METRICS = {
+    key: replace(metric, header=metric.header.replace("FID", "FD").replace("KID", "KD"))
+    for key, metric in METRICS.items()
+}
 RESAMPLES = 200
 SUBSETS = 100
 LEAST = {"fid": 2, "kid": 2, "kid_subsets": 2, "fid_infinity": 8}  # images
@@ -63,13 +76,13 @@ def reference_features(
 def distances(
     features: Tensor, target: Tensor | Statistics, protocol: Protocol
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
-    """FID and KID with intervals and replicates; they need two images, and fewer leave the cells empty."""
+    """FID and KID with intervals and replicates; they need two images, and fewer leave the values empty."""
     functions: dict[str, tuple[str, Callable[..., float], Callable[..., Tensor] | None]] = {
         "fid": ("fid", frechet_distance, frechet_replicates)
     }
     if protocol.infinity:
         functions["fid_infinity"] = "fid-extrapolated", frechet_infinity, None
-    if isinstance(target, Tensor):  # KID cannot be had from mean and covariance
+    if isinstance(target, Tensor):  # KID needs more than mean and covariance
         functions["kid"] = "kid-unbiased-poly3-all", kernel_distance, kernel_replicates
     size = protocol.kid_subset
     if isinstance(target, Tensor) and size is not None:
@@ -79,17 +92,17 @@ def distances(
     fewest = min(len(features), len(features) if n_reference is None else n_reference)
     counts = resamples(len(features), RESAMPLES)
     network = protocol.features.protocol if protocol.features else ""
+    headers = PETS_METRICS if protocol.judge else METRICS
     metrics, replicates = {}, {}
     for key, (name, distance, resampled) in functions.items():
         value = distance(features, target) if fewest >= LEAST[key] else None
         if value is not None and resampled is not None:
             replicates[key] = resampled(features, target, counts).tolist()
-        metrics[key] = {
-            "value": value,
-            "ci95": interval(value, torch.tensor(replicates[key])) if value is not None and key in replicates else None,
-            "n": len(features),
-            "n_reference": n_reference,
-            "higher_is_better": False,
-            "protocol": f"{name}/{network}/vs-{protocol.reference}",
-        }
+        metrics[key] = headers[key].entry(
+            f"{name}/{network}/vs-{protocol.reference}",
+            value=value,
+            ci95=interval(value, torch.tensor(replicates[key])) if value is not None and key in replicates else None,
+            n=len(features),
+            n_reference=n_reference,
+        )
     return metrics, replicates

@@ -1,4 +1,4 @@
-"""Scores of zero-shot edits, per image: fit to the text, background, and the embedded world's factors."""
+"""Scores of zero-shot edits, per image: fit to the text, and how much of the background stayed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +9,18 @@ from PIL import Image
 from torch import Tensor
 
 from eval.edits import Edit
-from eval.metrics.clip import ClipScorer, clip_score, directional_clip
-from eval.metrics.lpips import Lpips
-from eval.metrics.pairwise import background
+from eval.metrics.clip import CLIP, DIRECTIONAL_CLIP, ClipScorer, clip_score, directional_clip
+from eval.metrics.lpips import BACKGROUND_LPIPS, Lpips
+from eval.metrics.metric import Metric
+from eval.metrics.pairwise import BACKGROUND, background
 from eval.metrics.pictures import to_picture
 
 
-def text_columns(scorer: ClipScorer, faithful: str) -> dict[str, tuple[bool, str]]:
-    """Direction and protocol of `text_scores`; `faithful` says how images were read and averaged."""
+def text_columns(scorer: ClipScorer, faithful: str) -> dict[str, tuple[Metric, str]]:
+    """Columns and protocols of `text_scores`; `faithful` says how images were read and averaged."""
     return {
-        "clip": (True, f"clip/{scorer.protocol}/{faithful}/vs-target-text"),
-        "dclip": (True, f"dclip/{scorer.protocol}/{faithful}/undefined=0"),
+        "clip": (CLIP, f"clip/{scorer.protocol}/{faithful}/vs-target-text"),
+        "dclip": (DIRECTIONAL_CLIP, f"dclip/{scorer.protocol}/{faithful}/undefined=0"),
     }
 
 
@@ -30,16 +31,14 @@ def text_scores(images: Tensor, sources: Tensor, edits: Sequence[Edit], scorer: 
     return {"clip": clip_score(edited, target), "dclip": directional_clip(edited, original, source, target)}
 
 
-def background_columns(faithful: str, lpips: Lpips | None) -> dict[str, tuple[bool, str]]:
-    """Direction and protocol of `background_scores`."""
+def background_columns(faithful: str, lpips: Lpips | None) -> dict[str, tuple[Metric, str]]:
+    """Columns and protocols of `background_scores`."""
     how = f"{faithful}/image×(1-mask)/vs-source"
-    learned = {} if lpips is None else {"background_lpips": (False, f"{lpips.protocol}/{how}")}
-    return {
-        "background_psnr": (True, f"psnr/{how}"),
-        "background_ssim": (True, f"ssim/gauss11-1.5-reflected/{how}"),
-        "background_mse": (False, f"mse/{how}"),
-        **learned,
-    }
+    names = {"psnr": "psnr", "ssim": "ssim/gauss11-1.5-reflected", "mse": "mse"}
+    found = {f"background_{key}": (BACKGROUND[key], f"{name}/{how}") for key, name in names.items()}
+    if lpips is not None:
+        found["background_lpips"] = BACKGROUND_LPIPS, f"{lpips.protocol}/{how}"
+    return found
 
 
 def background_scores(

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from eval.metrics.features import carries_mark, file_digest
+from eval.metrics.metric import Metric
 
+LPIPS = Metric("LPIPS", 3, False)
+BACKGROUND_LPIPS = Metric("background LPIPS×10³", 2, False, 1e3)
 CHUNK = 8  # pairs at once: VGG keeps a gigabyte of eight at 512×512
 SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}  # height and width that still reach the last layer
 
@@ -72,14 +75,14 @@ def lpips_network(path: str, net: Literal["alex", "vgg", "squeeze"] = "alex", de
         ValueError: if the package is not installed, or there are no such weights.
     """
     try:
-        from lpips import LPIPS
+        import lpips
     except ImportError as error:
         raise ValueError("LPIPS needs its package; install it: pip install 'cyclediff[lpips]'") from error
     if net not in SMALLEST:
         raise ValueError(f"LPIPS has the backbones {', '.join(SMALLEST)}; got {net}")
     state = _read(path)
     with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):  # it draws what is then replaced
-        network: Any = LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
+        network: Any = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
     _fit(network.net, state, path, net)
     random = carries_mark(state.values())
     protocol = f"{'RANDOM-' if random else ''}lpips-{net}-0.1-{file_digest(Path(path))}"

@@ -9,8 +9,20 @@ from torch import Tensor
 from eval.edits import Edit
 from eval.metrics.editing import background_columns, background_scores, text_columns, text_scores
 from eval.metrics.features import file_digest
-from eval.metrics.pairwise import l2, psnr, ssim
-from eval.metrics.pets import PetsJudge, edit_error, factor_error, kept_error, load_pets_judge, observe
+from eval.metrics.lpips import LPIPS
+from eval.metrics.metric import Metric
+from eval.metrics.pairwise import GROUND_TRUTH_PSNR, L2, PSNR, SSIM, l2, psnr, ssim
+from eval.metrics.pets import (
+    ATTRIBUTE_ERROR,
+    EDIT_ERROR,
+    KEPT_ERROR,
+    PetsJudge,
+    attribute_error,
+    edit_error,
+    kept_error,
+    load_pets_judge,
+    observe,
+)
 from eval.metrics.pictures import Folders, Triple, read_triples
 from eval.protocols import Protocol
 
@@ -32,27 +44,32 @@ class Measured:
     unreadable: list[str]
 
 
-def columns(edits: Sequence[Edit], truth: bool, protocol: Protocol) -> dict[str, tuple[bool, str]]:
-    """Metrics that are means over images: whether higher is better, and the protocol string."""
+def columns(edits: Sequence[Edit], truth: bool, protocol: Protocol) -> dict[str, tuple[Metric, str]]:
+    """Metrics that are means over images, in the order of a table, each with its protocol string.
+
+    Args:
+        edits: of the images; none in unpaired translation.
+        truth: whether the true results are known.
+        protocol: how to score.
+    """
     faithful = f"png{protocol.size or ''}/{protocol.resize}/per-image-mean"
     found = {
-        "psnr": (True, f"psnr/{faithful}/vs-source"),
-        "ssim": (True, f"ssim/gauss11-1.5-valid/{faithful}/vs-source"),
-        "l2": (False, f"l2/{faithful}/vs-source"),
+        "psnr": (PSNR, f"psnr/{faithful}/vs-source"),
+        "ssim": (SSIM, f"ssim/gauss11-1.5-valid/{faithful}/vs-source"),
+        "l2": (L2, f"l2/{faithful}/vs-source"),
     }
+    if protocol.lpips:
+        found["lpips"] = LPIPS, f"{protocol.lpips.protocol}/{faithful}/vs-source"
     if truth:
-        found["counterpart_psnr"] = True, f"psnr/{faithful}/vs-counterpart"
-    if protocol.judge:
-        judge = f"pets-judge-{file_digest(protocol.judge)}/per-image-mean"
-        if edits and truth:
-            found["edit_error"] = False, f"factor-error/{judge}/edited-factor/vs-counterpart"
-            found["kept_error"] = False, f"factor-error/{judge}/other-factors/vs-source"
-        else:
-            found["factor_error"] = False, f"factor-error/{judge}/vs-source"
+        found["ground_truth_psnr"] = GROUND_TRUTH_PSNR, f"psnr/{faithful}/vs-ground-truth"
+    judged = f"attribute-error/pets-judge-{file_digest(protocol.judge)}/per-image-mean" if protocol.judge else ""
+    if judged and not (edits and truth):
+        found["attribute_error"] = ATTRIBUTE_ERROR, f"{judged}/vs-source"
     if edits and protocol.clip:
         found |= text_columns(protocol.clip, faithful)
-    if protocol.lpips:
-        found["lpips"] = False, f"{protocol.lpips.protocol}/{faithful}/vs-source"
+    if judged and edits and truth:
+        found["edit_error"] = EDIT_ERROR, f"{judged}/edited-attribute/vs-ground-truth"
+        found["kept_error"] = KEPT_ERROR, f"{judged}/other-attributes/vs-source"
     if any(edit.mask for edit in edits):
         found |= background_columns(faithful, protocol.lpips)
     return found
@@ -116,7 +133,7 @@ def _scores(
     truths = [t.truth for t in group if t.truth is not None]
     values = {"psnr": psnr(images, sources), "ssim": ssim(images, sources), "l2": l2(images, sources)}
     if truths:
-        values["counterpart_psnr"] = psnr(images, torch.stack(truths))
+        values["ground_truth_psnr"] = psnr(images, torch.stack(truths))
     if judge is not None:
         seen, kept = observe(judge, images)[1], observe(judge, sources)[1]
         if edits and truths:
@@ -124,7 +141,7 @@ def _scores(
             values["edit_error"] = edit_error(seen, observe(judge, torch.stack(truths))[1], categories)
             values["kept_error"] = kept_error(seen, kept, categories)
         else:
-            values["factor_error"] = factor_error(seen, kept)
+            values["attribute_error"] = attribute_error(seen, kept)
     if edits and protocol.clip:
         values |= text_scores(images, sources, edits, protocol.clip)
     if protocol.lpips:

@@ -9,6 +9,15 @@ import math
 import torch
 from torch import Tensor
 
+from eval.metrics.metric import Metric
+
+PSNR, SSIM, L2 = Metric("PSNR dB", 2, True), Metric("SSIM", 3, True), Metric("L2", 2, False)
+GROUND_TRUTH_PSNR = Metric("ground-truth PSNR", 2, True)
+BACKGROUND = {
+    "psnr": Metric("background PSNR", 2, True),
+    "ssim": Metric("background SSIM", 3, True),
+    "mse": Metric("background MSE×10⁴", 2, False, 1e4),
+}
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 BORDER = SSIM_WINDOW // 2

@@ -1,4 +1,4 @@
-"""The embedded world's observer: features for FID and KID, and the factors that it sees in a picture."""
+"""The judge of pets, a synthetic benchmark: features for FD and KD, and the attributes that it sees in a picture."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,7 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eval.metrics.features import Extractor, file_digest
+from eval.metrics.metric import Metric
 
+ATTRIBUTE_ERROR = Metric("attribute error", 3, False)
+EDIT_ERROR, KEPT_ERROR = Metric("edit error", 3, False), Metric("error elsewhere", 3, False)
 HUES = 3
 SCALARS = 7
 DOMAIN = SCALARS + 2 * HUES  # the output that is positive for a dog
@@ -25,13 +28,13 @@ EDITED = {
 
 
 class PetsJudge(nn.Module):
-    """The embedded world's observer of 64×64 images: what is on the picture, and how well is it drawn?
+    """The judge of pets: what is on a 64×64 image, and how well is it drawn?
 
-    Its penultimate activations are the features of the embedded FID and KID. It is trained on rendered animals, half of
-    them degraded, so the features know the factors, the species and the typical defects of generated images.
+    Its penultimate activations are the features of FD and KD. It is trained on rendered animals, half of them degraded,
+    so the features depend on the attributes, the species and the typical defects of generated images.
 
-    The 18 outputs: 7 scalar factors scaled to [-1, 1], 3 hues as (cos, sin), the logit of "dog", and the strength of 4
-    degradations (noise, blur, patch pattern, ghost of the other species).
+    The 18 outputs: 7 scalar attributes scaled to [-1, 1], 3 hues as (cos, sin), the logit of "dog", and the strength of
+    4 degradations (noise, blur, patch pattern, ghost of the other species).
     """
 
     features: int = 64
@@ -67,17 +70,17 @@ def observe(judge: PetsJudge, images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([f for f, _ in pairs]).double(), torch.cat([o for _, o in pairs]).double()
 
 
-def factor_error(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference of the factors that the judge sees in two sets of images, (n, 18) each → (n,).
+def attribute_error(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference of the attributes that the judge sees in two sets of images, (n, 18) each → (n,).
 
-    A scalar factor's difference is in units of its range, a hue's in units of half a turn, so 0 is "all kept", and two
+    A scalar's difference is in units of its range, a hue's in units of half a turn. So 0 means that all are kept; two
     unrelated images differ by 0.4 on average.
     """
     return _differences(a, b)[:, : SCALARS + HUES].mean(1)
 
 
 def edit_error(seen: Tensor, wanted: Tensor, category: Sequence[str]) -> Tensor:
-    """Difference of the edited factor between results and truth; 0 is "as it should be".
+    """Difference of the edited attribute between results and ground truth; 0 means that it is as it should be.
 
     Args:
         seen: the judge's outputs for edited images, (n, 18).
@@ -94,7 +97,7 @@ def edit_error(seen: Tensor, wanted: Tensor, category: Sequence[str]) -> Tensor:
 
 
 def kept_error(seen: Tensor, kept: Tensor, category: Sequence[str]) -> Tensor:
-    """Mean difference of all factors but the edited one, and of the animal, between results and sources.
+    """Mean difference of all attributes but the edited one, and of the animal, between results and sources.
 
     Args:
         seen: the judge's outputs for edited images, (n, 18).
@@ -102,7 +105,7 @@ def kept_error(seen: Tensor, kept: Tensor, category: Sequence[str]) -> Tensor:
         category: n times what was edited, one of `EDITED`.
 
     Returns:
-        float64 (n,) in [0, 1]; 0 is "all else kept".
+        float64 (n,) in [0, 1]; 0 means that all else is kept.
 
     Raises:
         ValueError: if a category is unknown.
@@ -114,7 +117,7 @@ def kept_error(seen: Tensor, kept: Tensor, category: Sequence[str]) -> Tensor:
 def _edited(category: Sequence[str]) -> Tensor:
     unknown = sorted(set(category) - EDITED.keys())
     if unknown:
-        raise ValueError(f"an edit of the embedded world changes one of {', '.join(EDITED)}; got {unknown[0]!r}")
+        raise ValueError(f"an edit of pets changes one of {', '.join(EDITED)}; got {unknown[0]!r}")
     return torch.tensor([[EDITED[name]] for name in category])
 
 

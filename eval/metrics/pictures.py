@@ -39,7 +39,7 @@ class Folders:
 
     generated: dict[str, Path]
     source: dict[str, Path]
-    counterpart: dict[str, Path] | None
+    ground_truth: dict[str, Path] | None
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,19 @@ def by_stem(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]
     return found
 
 
-def pair(generated: Path, source: Path, counterpart: Path | None) -> tuple[Folders, Pairing]:
+def pair(generated: Path, source: Path, ground_truth: Path | None) -> tuple[Folders, Pairing]:
     """Pair results with their sources, and with the true results where a folder of them is given.
 
     Raises:
         ValueError: if there is nothing to pair, or a true result is missing.
     """
-    folders = Folders(by_stem(generated, [".png"]), by_stem(source), by_stem(counterpart) if counterpart else None)
+    folders = Folders(by_stem(generated, [".png"]), by_stem(source), by_stem(ground_truth) if ground_truth else None)
     stems = sorted(folders.generated.keys() & folders.source.keys())
     if not stems:
         raise ValueError(f"no PNG in {generated} has the name of an image in {source}; there is nothing to score")
-    untrue = [stem for stem in stems if folders.counterpart is not None and stem not in folders.counterpart]
+    untrue = [stem for stem in stems if folders.ground_truth is not None and stem not in folders.ground_truth]
     if untrue:
-        raise ValueError(f"{counterpart} has no image for {len(untrue)} results ({untrue[0]}, …); add them")
+        raise ValueError(f"{ground_truth} has no image for {len(untrue)} results ({untrue[0]}, …); add them")
     return folders, Pairing(
         stems, sorted(folders.source.keys() - set(stems)), sorted(folders.generated.keys() - set(stems))
     )
@@ -171,7 +171,7 @@ def read_triples(
 
     def load(stem: str) -> Triple | None:
         paths = [folders.generated[stem], folders.source[stem]]
-        paths += [] if folders.counterpart is None else [folders.counterpart[stem]]
+        paths += [] if folders.ground_truth is None else [folders.ground_truth[stem]]
         try:
             pictures = [read_picture(path) for path in paths]
         except ValueError:

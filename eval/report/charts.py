@@ -1,4 +1,4 @@
-"""Charts of a section as SVG: one metric against another, a line and a marker per method.
+"""Charts of a section as SVG: one metric against another, with a marker for each run, and curves of an analysis.
 
 Colours are those of the classes s0, s1, … in report.css; the shape of a marker tells methods apart without them.
 """
@@ -58,7 +58,8 @@ def draw_chart(found: Sequence[Curve], x: Axis, y: Axis, styles: Mapping[str, in
     up = _Span.around(_ends(found, 1, y.scale), HEIGHT - BOTTOM, TOP)
     svg = Element("svg", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
     svg.set("aria-label", f"{y.name} against {x.name}: {', '.join(curve.method for curve in found)}")
-    _draw_axes(svg, (across, up), x, y)
+    better = ("better →" if x.higher else "← better"), ("better ↑" if y.higher else "better ↓")
+    _draw_axes(svg, (across, up), (x.name, y.name), better)
 
     def place(point: Point) -> Point:
         return across.at(point[0] * x.scale), up.at(point[1] * y.scale)
@@ -78,10 +79,48 @@ def draw_chart(found: Sequence[Curve], x: Axis, y: Axis, styles: Mapping[str, in
                     ends = [place((end, point[1]) if k == 0 else (point[0], end)) for end in bar]
                     SubElement(group, "path", {"class": "bar", "d": "M" + "L".join(map(_xy, ends))})
         for point, label, (px, py) in zip(curve.points, curve.labels, places, strict=True):
-            marker = SubElement(group, "path", {"class": "marker", "d": shape_of(styles[curve.method])})
-            marker.set("transform", f"translate({px:.1f} {py:.1f})")
             texts = (f"{axis.name} {v * axis.scale:.{axis.digits}f}" for axis, v in zip((x, y), point, strict=True))
-            SubElement(marker, "title").text = "\n".join([label, *texts])
+            _draw_marker(group, styles[curve.method], (px, py), "\n".join([label, *texts]))
+    return tostring(svg, encoding="unicode")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of `draw_lines`.
+
+    Args:
+        label: what it is of.
+        style: number of its colour and shape.
+        points: (x, y) of each, in the order in which they are joined; those that are not finite are left out.
+    """
+
+    label: str
+    style: int
+    points: Sequence[Point]
+
+
+def draw_lines(lines: Sequence[Line], x: str, y: str) -> str:
+    """An <svg> element with axes and lines, each with a marker at its end; "" if no line has a finite point.
+
+    Args:
+        lines: of one chart.
+        x: name of the horizontal axis, with the unit.
+        y: of the vertical one.
+    """
+    found = [(line, [point for point in line.points if all(map(math.isfinite, point))]) for line in lines]
+    found = [(line, points) for line, points in found if points]
+    if not found:
+        return ""
+    ends = [[point[k] for _, points in found for point in points] for k in (0, 1)]
+    across, up = _Span.around(ends[0], LEFT, WIDTH - RIGHT), _Span.around(ends[1], HEIGHT - BOTTOM, TOP)
+    svg = Element("svg", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
+    svg.set("aria-label", f"{y} against {x}: {', '.join(dict.fromkeys(line.label for line, _ in found))}")
+    _draw_axes(svg, (across, up), (x, y), ("", ""))
+    for line, points in found:
+        group = SubElement(svg, "g", {"class": f"s{line.style % COLOURS}"})
+        places = [(across.at(point[0]), up.at(point[1])) for point in points]
+        SubElement(group, "path", {"class": "curve", "d": "M" + "L".join(map(_xy, places))})
+        _draw_marker(group, line.style, places[-1], line.label)
     return tostring(svg, encoding="unicode")
 
 
@@ -146,7 +185,14 @@ def _ends(found: Sequence[Curve], k: int, scale: float) -> list[float]:
     return [value * scale for value in values]
 
 
-def _draw_axes(svg: Element, spans: Sequence[_Span], x: Axis, y: Axis) -> None:
+def _draw_marker(group: Element, style: int, place: Point, tooltip: str) -> None:
+    marker = SubElement(group, "path", {"class": "marker", "d": shape_of(style)})
+    marker.set("transform", f"translate({place[0]:.1f} {place[1]:.1f})")
+    SubElement(marker, "title").text = tooltip
+
+
+def _draw_axes(svg: Element, spans: Sequence[_Span], names: Sequence[str], better: Sequence[str]) -> None:
+    """Ticks, grid, and names, each followed by where better values are, if that is not ""."""
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     group = SubElement(svg, "g", {"class": "axes"})
     for value, text in spans[0].ticks():
@@ -160,9 +206,12 @@ def _draw_axes(svg: Element, spans: Sequence[_Span], x: Axis, y: Axis) -> None:
         SubElement(group, "path", {"class": "tick", "d": f"M{LEFT} {at:.1f}h-5"})
         _write(group, LEFT - 9, at + 4.5, text, "end")
     SubElement(group, "path", {"class": "frame", "d": f"M{LEFT} {TOP}V{bottom}H{right}"})
-    names = [f"{axis.name}{', log scale' if span.log else ''}" for axis, span in zip((x, y), spans, strict=True)]
-    _write(group, right, HEIGHT - 10, f"{names[0]} ({'better →' if x.higher else '← better'})", "end")
-    _write(group, 2, 16, f"{names[1]} ({'better ↑' if y.higher else 'better ↓'})", "start")
+    texts = [
+        f"{name}{', log scale' if span.log else ''}{f' ({where})' if where else ''}"
+        for name, span, where in zip(names, spans, better, strict=True)
+    ]
+    _write(group, right, HEIGHT - 10, texts[0], "end")
+    _write(group, 2, 16, texts[1], "start")
 
 
 def _write(group: Element, x: float, y: float, text: str, anchor: str) -> None:

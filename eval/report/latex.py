@@ -2,7 +2,8 @@
 
 import re
 
-from eval.report.sections import Column, Section, cell_text, mark_of
+from eval.report.rows import TableRow
+from eval.report.sections import TIED_MEANS, Column, Section, cell_text, mark_of, spreads_of
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -32,7 +33,6 @@ SPECIAL = {
     "→": r"$\rightarrow$",
     "Δ": r"$\Delta$",
     "∞": r"$\infty$",
-    "≈": r"$\approx$",
     "³": "$^3$",
     "⁴": "$^4$",
 }  # a line that begins with [ or * would be read as an argument of the line break before it
@@ -42,10 +42,10 @@ NUMBER = re.compile(r"([+-]?\d+(?:\.\d+)?)(?: ±(\d+(?:\.\d+)?))?")
 def to_latex(section: Section) -> str:
     r"""The section as a table environment; it needs \usepackage{booktabs}.
 
-    The best of a column is bold, and what cannot be told apart from it is underlined. Protocols and notes are comments
+    The best of a column is bold, and what is tied with it is underlined. Protocols and notes are comments
     below the table. What LaTeX reads as commands is escaped; letters beyond Latin need a Unicode engine.
     """
-    rows = [[escape(label), *(_cell(values, c) for c in section.columns)] for label, values in section.rows]
+    rows = [[escape(row.label), *(_cell(row, c) for c in section.columns)] for row in section.rows]
     header = ["Method", *(_header(column) for column in section.columns)]
     lines = [
         r"\begin{table}[t]",
@@ -70,29 +70,29 @@ def escape(text: str) -> str:
 
 
 def _header(column: Column) -> str:
-    return escape(column.header).replace(r"$\times$10$^", r"$\times 10^")
+    return escape(column.title).replace(r"$\times$10$^", r"$\times 10^")
 
 
-def _cell(values: dict, column: Column) -> str:
-    text = cell_text(values, column, interval=True)
+def _cell(row: TableRow, column: Column) -> str:
+    text = cell_text(row, column, interval=True)
     found = NUMBER.match(text)
     if not found:
         return escape(text)
     number, spread = found.groups()
-    mark = mark_of(values, column)
+    mark = mark_of(row, column)
     number = {"": number, "best": rf"\mathbf{{{number}}}", "tied": rf"\underline{{{number}}}"}[mark]
     below = rf"_{{\pm {spread}}}" if spread else ""
     return f"${number}{below}$ {escape(text[found.end() :])}".rstrip()
 
 
 def _caption(section: Section) -> str:
-    marks = {mark_of(values, column) for _, values in section.rows for column in section.columns}
+    marks = {mark for row in section.rows for mark in row.marks.values()}
     texts = [f"{section.title}.", *section.warnings]
     if "best" in marks:
         texts.append("Bold: best of its column.")
     if "tied" in marks:
-        texts.append("Underlined: cannot be told apart from the best (95 %, paired bootstrap over images).")
-    spreads = {"std" if values.get("std") else "ci95" for _, values in section.rows}
+        texts.append(f"Underlined: {TIED_MEANS}.")
+    spreads = spreads_of(section.rows)
     if "ci95" in spreads:
         texts.append("±: half of the 95 % interval, by bootstrap over images.")
     if "std" in spreads:

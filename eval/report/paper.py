@@ -1,9 +1,11 @@
-"""Published numbers beside ours: shown with how they are known, and subtracted only where the protocols agree."""
+"""Published numbers beside ours: with how they are known; a difference is shown only where the protocols agree."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from eval.report.rows import Entry
 
 LEVELS = {
     "primary": ("p", "in the paper itself or its authors' repository"),
@@ -52,11 +54,12 @@ def read_paper(task_folder: Path) -> Paper:
     return Paper(content["sources"], values)
 
 
-def agrees(published: Published, run: dict[str, Any]) -> bool:
+def agrees(published: Published, entry: Entry) -> bool:
     """Whether a run was made as the published number was: protocol, whole data set, published settings and tier."""
-    protocol, whole = run["identity"]["protocol"].split("/")[0], not run["data"].get("missing")
+    run, protocol = entry.run, entry.scores["protocol"].split("/")[0]
     settings = run["published_settings"] and run.get("tier") in (None, "paper")
-    return bool(published.protocol == protocol and run["data"]["dataset"] and whole and settings)
+    whole = run["data"]["dataset"] and not run["data"].get("missing")
+    return bool(published.protocol == protocol and whole and settings)
 
 
 def explain(paper: Paper, shown: list[tuple[str, str, Published, bool]]) -> list[str]:

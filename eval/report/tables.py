@@ -1,4 +1,4 @@
-"""Finished runs of a task → one table and one page: printed, table.md, table.csv, table.tex and report.html.
+"""Finished runs of a task → tables and a page: printed, table.md, table.csv, table.tex, grid-*.png and report.html.
 
 python -m eval.report outputs/cat2dog           all runs of a task
 python -m eval.report RUN RUN --output DIR      some runs, which must fit into one table
@@ -12,6 +12,7 @@ import io
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from rich import box
@@ -21,63 +22,53 @@ from rich.text import Text
 
 from eval.edits import read_edits
 from eval.files import write_atomically
-from eval.report.comparison import Verdict
+from eval.report.comparison import format_verdict
 from eval.report.grid import draw_grid
+from eval.report.labels import best_of
 from eval.report.latex import to_latex
-from eval.report.page import write_page
-from eval.report.sections import (
-    COSTS,
-    METRICS,
-    UNSELECTED,
-    Running,
-    Section,
-    best_of,
-    cell_text,
-    mark_of,
-    read_running,
-    read_sections,
-)
+from eval.report.page import write_html
+from eval.report.rows import COSTS, Running, TableRow
+from eval.report.sections import TIED, TIED_MEANS, Section, cell_text, mark_of, read_task
 
-TIED = "≈ "
+LOCK = ".table.lock"
 
 
 def to_markdown(section: Section) -> str:
     """The section as Markdown, with half-widths of the 95 % intervals where there are such."""
-    header = ["method", *(column.header for column in section.columns)]
+    header = ["method", *(column.title for column in section.columns)]
     lines = [
         f"## {section.title}",
         "",
-        f"![first images]({section.picture})",
-        "",
+        *([f"![first images]({section.picture})", ""] if section.picture else []),
         "| " + " | ".join(header) + " |",
         "|---" + "|---:" * len(section.columns) + "|",
     ]
-    for label, values in section.rows:
-        cells = [label]
+    for row in section.rows:
+        cells = [row.label]
         for column in section.columns:
-            text, mark = cell_text(values, column, interval=True), mark_of(values, column)
-            cells.append(f"**{text}**" if mark == "best" else f"{TIED}{text}" if mark == "tied" else text)
+            text, mark = cell_text(row, column, interval=True), mark_of(row, column)
+            cells.append(f"**{text}**" if mark == "best" else f"{text} {TIED}" if mark == "tied" else text)
         lines.append("| " + " | ".join(cells) + " |")
-    told = [*section.warnings, *map(told_verdict, section.claims), *section.notes]
-    return "\n".join([*lines, "", *(f"- {note}" for note in told), ""])
+    remarks = [*section.warnings, *map(format_verdict, section.claims), *section.notes]
+    return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks), ""])
 
 
 def to_rich(section: Section, width: int) -> Table:
     """The section for a terminal: a row per method or, where `width` is too small for that, a column per method."""
-    lines = [[Text("method"), *(Text(column.header.replace(" dB", "")) for column in section.columns)]]
-    for label, values in section.rows:
-        lines.append([Text(label)])
+    lines = [[Text("method"), *(Text(column.title.replace(" dB", "")) for column in section.columns)]]
+    for row in section.rows:
+        lines.append([Text(row.label)])
         for column in section.columns:
-            mark = mark_of(values, column)
-            text = (TIED if mark == "tied" else "") + cell_text(values, column)
+            mark = mark_of(row, column)
+            text = cell_text(row, column) + (f" {TIED}" if mark == "tied" else "")
             lines[-1].append(Text(text, style="bold" if mark == "best" else ""))
     if sum(max(cell.cell_len for cell in column) + 2 for column in zip(*lines, strict=True)) + 2 > width:
         lines = [list(column) for column in zip(*lines, strict=True)]
-    judged = [verdict for verdict in section.claims if verdict.probability is not None]
-    told = [*section.warnings, *map(told_verdict, judged)]
-    if any("tied" in values.get("marks", {}).values() for _, values in section.rows):
-        told.append(f"{TIED.strip()} not distinguishable from the best of the column (paired bootstrap, 95 %)")
-    table = Table(title=section.title, caption="\n".join(told), box=box.SIMPLE_HEAD)
+    judged = [verdict for verdict in section.claims if verdict.support is not None]
+    remarks = [*section.warnings, *map(format_verdict, judged)]
+    if any("tied" in row.marks.values() for row in section.rows):
+        remarks.append(f"{TIED} {TIED_MEANS}")
+    table = Table(title=section.title, caption="\n".join(remarks), box=box.SIMPLE_HEAD)
     table.title_justify = table.caption_justify = "left"
     for index, header in enumerate(lines[0]):
         table.add_column(header, justify="right" if index else "left")
@@ -86,82 +77,89 @@ def to_rich(section: Section, width: int) -> Table:
     return table
 
 
-def told_verdict(verdict: Verdict) -> str:
-    """A claim's verdict in a line."""
-    how = "no such runs or numbers" if verdict.probability is None else f"probability {verdict.probability:.3f}"
-    return f"{verdict.verdict}: {verdict.text} ({how})"
-
-
-def to_csv(sections: list[Section]) -> str:
-    """All sections as one CSV: a line a run, raw values, intervals and protocol strings."""
-    keys = [c.key for c in METRICS]
+def to_csv(sections: Sequence[Section]) -> str:
+    """All sections as one CSV: a line for each run, with raw values, intervals and protocol strings."""
     fields = ["task", "protocol", "tier", "data", "data_digest", "n", "of", "missing", "method", "selection", "seed"]
-    fields += ["random_weights", "folder"]
-    parts = {key: ("", "_low", "_high", "_protocol", *(("_unselected",) if key in UNSELECTED else ())) for key in keys}
-    fields += [f"{key}{part}" for key in keys for part in parts[key]] + [c.key for c in COSTS]
+    fields += ["random_weights", "folder", "scores"]
+    rows = [row for section in sections for row in section.runs]
+    keys = dict.fromkeys(key for row in rows for key in row.metrics)
+    chosen = {key for row in rows for key, metric in row.metrics.items() if "unselected" in metric}
+    for key in keys:
+        parts = ("", "_low", "_high", "_protocol", *(("_unselected",) if key in chosen else ()))
+        fields += [f"{key}{part}" for part in parts]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fields, lineterminator="\n", restval="")
+    writer = csv.DictWriter(text, [*fields, *COSTS], lineterminator="\n", restval="")
     writer.writeheader()
-    for section in sections:
-        for label, values in section.runs:
-            row = {"task": values["identity"]["task"], "data": values["data"]["name"], "n": values["data"]["n"]}
-            row |= {"data_digest": section.digest, "method": label, "seed": values["identity"]["seed"]}
-            row |= {"protocol": values["identity"]["protocol"], "random_weights": " ".join(values["random_weights"])}
-            row |= {"folder": values["folder"], "tier": values.get("tier"), "selection": best_of(values)}
-            row |= {"of": values["data"].get("of"), "missing": len(values["data"].get("missing", []))}
-            row |= {c.key: values[c.key] for c in COSTS}
-            row |= {f"{key}_unselected": values.get(f"{key}_unselected") for key in UNSELECTED}
-            for key, entry in values["metrics"].items():
-                low, high = entry["ci95"] or ("", "")
-                row |= {
-                    key: entry["value"],
-                    f"{key}_low": low,
-                    f"{key}_high": high,
-                    f"{key}_protocol": entry["protocol"],
-                }
-            writer.writerow(row)
+    writer.writerows(map(_csv_line, rows))
     return text.getvalue()
 
 
+def _csv_line(row: TableRow) -> dict[str, Any]:
+    (entry,) = row.entries
+    run, data = entry.run, entry.run["data"]
+    line: dict[str, Any] = {
+        "task": run["task"], "protocol": entry.scores["protocol"], "tier": run.get("tier"), "data": data["name"],
+        "data_digest": data["digest"], "n": data["n"], "of": data.get("of"), "missing": len(data.get("missing", [])),
+        "method": row.label, "selection": best_of(run), "seed": run["seed"],
+        "random_weights": " ".join([*run["random_weights"], *entry.scores["random_weights"]]),
+        "folder": entry.folder.name, "scores": entry.scores_folder.name,
+    }  # fmt: skip
+    for key, metric in row.metrics.items():
+        low, high = metric["ci95"] or ("", "")
+        line |= {f"{key}_low": low, f"{key}_high": high, f"{key}_protocol": metric["protocol"]}
+    return line | row.values
+
+
 def write_tables(task_folder: Path) -> None:
-    """Write tables, pictures and page anew from all finished runs; safe beside other writers."""
-    with FileLock(task_folder / ".table.lock"):
-        write_report(task_folder, read_sections(task_folder), read_running(task_folder), task_folder)
+    """Write table.md, table.csv and table.tex from all finished runs; other processes may do so at the same time.
 
-
-def write_report(task_folder: Path, sections: list[Section], running: list[Running], output: Path) -> None:
-    """Write table.md, table.csv, table.tex, report.html and a picture per table: each whole, or as it was before.
-
-    The caller holds the folder's lock.
-
-    Args:
-        task_folder: where the runs are.
-        sections: their tables.
-        running: runs that are not finished.
-        output: the folder to write to.
+    Raises:
+        OSError: if a file cannot be written; the one that was there stays.
     """
+    with FileLock(task_folder / LOCK):
+        _write_tables(*read_task(task_folder), task_folder)
+
+
+def write_page(task_folder: Path) -> None:
+    """Write report.html and the pictures of the tables, as `write_tables` does."""
+    with FileLock(task_folder / LOCK):
+        _write_page(task_folder, *read_task(task_folder), task_folder)
+
+
+def _write_tables(sections: Sequence[Section], running: Sequence[Running], output: Path) -> None:
     unfinished = "\n".join(["", "## Not finished", "", *(f"- {run}" for run in running), ""]) if running else ""
     write_atomically(("\n".join(map(to_markdown, sections)) + unfinished).encode(), output / "table.md")
     write_atomically(to_csv(sections).encode(), output / "table.csv")
     write_atomically("\n".join(map(to_latex, sections)).encode(), output / "table.tex")
+
+
+def _write_page(task_folder: Path, sections: Sequence[Section], running: Sequence[Running], output: Path) -> None:
     for section in sections:
-        data = section.rows[0][1]["data"]
+        if section.picture:
+            _write_picture(task_folder, section, output / section.picture)
+    write_html(task_folder, sections, running, output / "report.html")
+
+
+def _write_picture(task_folder: Path, section: Section, path: Path) -> None:
+    """The first images of a section: source, each row, and the true results where there are such."""
+    data, grid, texts = section.data, [], {}
+    if data["source"]:
         source = task_folder / "data" / data["source"]
-        grid = [("source", source)]
-        grid += [(label, task_folder / values["folder"] / "images") for label, values in section.rows]
-        if data["counterpart"]:
-            grid.append(("true counterpart", task_folder / "data" / data["counterpart"]))
+        grid.append(("source", source))
         texts = {image_id: edit.target for image_id, edit in read_edits(source).items()}
-        picture = io.BytesIO()
-        draw_grid(grid, captions=texts).save(picture, "PNG")
-        write_atomically(picture.getvalue(), output / section.picture)
-    write_page(task_folder, sections, running, output / "report.html")
+    grid += [(row.label, row.entries[0].folder / "images") for row in section.rows]
+    if data["ground_truth"]:
+        grid.append(("ground truth", task_folder / "data" / data["ground_truth"]))
+    picture = io.BytesIO()
+    draw_grid(grid, captions=texts).save(picture, "PNG")
+    write_atomically(picture.getvalue(), path)
 
 
 def print_tables(task_folder: Path, digests: Collection[str] | None = None) -> None:
     """Print the tables of some data, or of all, to the terminal."""
-    for section in read_sections(task_folder):
-        if digests is None or section.digest in digests:
+    sections, _ = read_task(task_folder)
+    for section in sections:
+        if digests is None or section.data["digest"] in digests:
             _print(section, task_folder)
 
 
@@ -169,7 +167,8 @@ def _print(section: Section, folder: Path) -> None:
     console = Console()
     console = console if console.is_terminal else Console(width=150)
     console.print(to_rich(section, console.width))
-    console.print(f"{folder}/table.md, table.csv, table.tex, report.html, {section.picture}", highlight=False)
+    picture = f", {section.picture}" if section.picture else ""
+    console.print(f"{folder}/table.md, table.csv, table.tex, report.html{picture}", highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -185,8 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.output is None and len(options.folders) > 1:
             raise ValueError("the tables of some runs need a folder of their own; give --output DIR")
         output.mkdir(parents=True, exist_ok=True)
-        with FileLock(output / ".table.lock"):
-            write_report(task_folder, sections, running, output)
+        with FileLock(output / LOCK):
+            _write_tables(sections, running, output)
+            _write_page(task_folder, sections, running, output)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -205,26 +205,25 @@ def _find(folders: Sequence[Path]) -> tuple[Path, list[Section], list[Running]]:
     folders = [folder.resolve() for folder in folders]
     runs = [folder for folder in folders if (folder / "run.json").is_file()]
     if not runs and len(folders) == 1 and folders[0].is_dir():
-        sections, running = read_sections(folders[0]), read_running(folders[0])
+        sections, running = read_task(folders[0])
         if not sections and not running:
             raise ValueError(f"{folders[0]} has no runs; give a task's folder, for example outputs/cat2dog, or runs")
         return folders[0], sections, running
-    strange = [folder for folder in folders if folder not in runs]
-    if strange:
-        raise ValueError(f"{strange[0]} is no folder of a run; give one task's folder, or folders with a run.json")
+    others = [folder for folder in folders if folder not in runs]
+    if others:
+        raise ValueError(f"{others[0]} is no folder of a run; give one task's folder, or folders with a run.json")
     tasks = sorted({run.parent for run in runs})
     if len(tasks) > 1:
         raise ValueError(
             f"runs of different tasks ({', '.join(task.name for task in tasks)}) have no common table; give one's"
         )
-    names = {run.name for run in runs}
-    sections = read_sections(tasks[0], names)
+    sections, running = read_task(tasks[0], {run.name for run in runs})
     if len(sections) > 1:
         raise ValueError(
             f"these runs do not fit into one table: {'; '.join(section.title for section in sections)}, with "
             f"protocols, images or tiers of their own; give the runs of one, or {tasks[0]}, which gets a table for each"
         )
-    return tasks[0], sections, [run for run in read_running(tasks[0]) if run.folder in names]
+    return tasks[0], sections, running
 
 
 if __name__ == "__main__":

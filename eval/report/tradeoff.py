@@ -4,7 +4,8 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from eval.report.rows import TableRow
 
 Point = tuple[float, float]
 
@@ -26,20 +27,20 @@ class Curve:
     bars: list[tuple[Point | None, Point | None]]
 
 
-def curves(rows: Sequence[tuple[str, dict[str, Any]]], x_key: str, y_key: str) -> list[Curve]:
+def curves(rows: Sequence[TableRow], x_key: str, y_key: str) -> list[Curve]:
     """A curve per method through those of its rows that have both numbers, finite ones, in the order of the table.
 
     Args:
-        rows: label and values, as a section has them.
+        rows: of a section.
         x_key: a metric or a cost.
         y_key: another.
     """
     found = defaultdict(list)
-    for label, values in rows:
-        point = values.get(x_key), values.get(y_key)
-        if all(value is not None and math.isfinite(value) for value in point):
-            bars = _bar(values, x_key), _bar(values, y_key)
-            found[values["identity"]["method"]["name"]].append((point, label, bars))
+    for row in rows:
+        point = tuple(_finite(row.values.get(key)) for key in (x_key, y_key))
+        if None not in point:
+            bars = _bar(row, x_key), _bar(row, y_key)
+            found[row.method].append((point, row.label, bars))
     return [
         Curve(method, *map(list, zip(*sorted(runs, key=lambda run: run[:2]), strict=True)))
         for method, runs in found.items()
@@ -101,9 +102,14 @@ def _signed(point: Point, higher: tuple[bool, bool]) -> Point:
     return point[0] if higher[0] else -point[0], point[1] if higher[1] else -point[1]
 
 
-def _bar(values: dict[str, Any], key: str) -> Point | None:
-    std = values.get("std", {}).get(key)
-    if std is not None:
-        return values[key] - std, values[key] + std
-    ci95 = values["metrics"].get(key, {}).get("ci95")
-    return tuple(ci95) if ci95 and all(map(math.isfinite, ci95)) else None
+def _finite(value: object) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _bar(row: TableRow, key: str) -> Point | None:
+    """The ends of what the table shows behind ±."""
+    value, std = _finite(row.values.get(key)), row.std.get(key)
+    if value is not None and std is not None:
+        return value - std, value + std
+    ci95 = row.metrics[key]["ci95"] if key in row.metrics else None
+    return (ci95[0], ci95[1]) if ci95 and all(map(math.isfinite, ci95)) else None

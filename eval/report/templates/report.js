@@ -182,11 +182,15 @@ const viewer = {
     return this.dialog.querySelector(selector);
   },
 
+  get first() { // number of the first column that is no source
+    return this.gallery.columns[0].kind === "source" ? 1 : 0;
+  },
+
   open(gallery, image, k) {
     this.gallery = gallery;
-    this.column = Math.max(k, 1);
+    this.column = Math.max(k, this.first);
     this.place = gallery.order.indexOf(image);
-    this.show(k === 0);
+    this.show(k < this.first);
     this.dialog.showModal();
     this.part(".stage").focus();
   },
@@ -225,9 +229,9 @@ const viewer = {
   },
 
   move(images, columns) {
-    const count = this.gallery.columns.length - 1;
+    const count = this.gallery.columns.length - this.first;
     this.place = Math.min(Math.max(this.place + images, 0), this.gallery.order.length - 1);
-    this.column = 1 + (this.column - 1 + columns + count) % count;
+    this.column = this.first + (this.column - this.first + columns + count) % count;
     this.show(false);
   },
 

@@ -11,7 +11,6 @@ from cyclediff.attention_control import AttentionControl
 from cyclediff.cyclediffusion import CycleDiffusion
 from cyclediff.diffusion.noise import Noise
 from cyclediff.models.load_text import load_text_to_image
-from cyclediff.shared_encoding import search
 from cyclediff.studies.candidates import Edits, count_rows, edit, split
 from cyclediff.studies.selection import Grid
 
@@ -39,10 +38,8 @@ def one_by_one(method, model, edits, image, candidate):
     source = model.condition([texts[0]], candidate.source_guidance)
     target = model.condition([texts[1]], candidate.guidance)
     noise = Noise(edits.seed, [edits.ids[image]], candidate.chain)
-    if isinstance(method, CycleDiffusion):
-        method = replace(method, T_es=method.T - candidate.skip)
-    elif isinstance(method, SDEdit):
-        method = replace(method, t0=method.T - candidate.skip)
+    if method.starts_at:
+        method = replace(method, **{method.starts_at: method.num_steps - candidate.skip})
     return method(edits.x0[image : image + 1], source, target, noise)[0]
 
 
@@ -136,9 +133,9 @@ def test_candidates_must_be_sorted(model, edits):
     source, target = model.condition(["a cat"] * 2), model.condition(["a dog"] * 2)
     noise = Noise(1, ["a", "b"])
     with pytest.raises(ValueError, match="sorted by T_es"):
-        search(METHOD, edits.x0, source, target, noise, [(0, 5), (1, 9)])
-    with pytest.raises(ValueError, match="paths by their first candidate"):
-        search(METHOD, edits.x0, source, target, noise, [(1, 9), (0, 9)])
+        METHOD.candidates(edits.x0, source, target, noise, [(0, 5), (1, 9)])
+    with pytest.raises(ValueError, match="encodings by their first candidate"):
+        METHOD.candidates(edits.x0, source, target, noise, [(1, 9), (0, 9)])
 
 
 @pytest.mark.parametrize(("grid", "told"), [

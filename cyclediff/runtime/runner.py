@@ -1,0 +1,128 @@
+"""One run from start to end: make what is missing of its artifacts, then what is missing of its numbers."""
+
+import contextlib
+import resource
+import sys
+import traceback
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cyclediff.errors import UserError
+from cyclediff.runtime import distributed, stop
+from cyclediff.runtime.lock import claimed
+from cyclediff.runtime.record import Run, ScoreFolder, provenance
+from cyclediff.runtime.study import Items, Study
+
+
+def complete(
+    cfg: DictConfig, study: Study, task_folder: Path, about: Mapping[str, Any], keep_going: bool
+) -> tuple[Run, ScoreFolder, Items]:
+    """Complete a run: its artifacts, and its numbers under the protocol of the configuration.
+
+    Of several processes each makes a part of the artifacts; the first decides what is to do, and writes all else.
+
+    Args:
+        cfg: of the run.
+        study: what is made.
+        task_folder: where the task's runs are.
+        about: what run.json says besides; `command` is the command line.
+        keep_going: whether a run that fails is noted in its folder instead of ending the program.
+    """
+    items = distributed.after_first(study.items)
+    run = Run(task_folder, study.identity(), study.artifacts, distributed.rank())
+    scores = ScoreFolder(run.path, study.score_identity())
+
+    def state() -> tuple[dict[str, Any], bool, bool]:
+        record = provenance(cfg.method._target_) | {
+            "study": cfg.study.name,
+            "task": cfg.task.name,
+            "method": cfg.method.name,
+            "seed": cfg.seed,
+            "synthetic": cfg.task.synthetic,
+            "data": items.record,
+            **study.record(),
+            **about,
+        }
+        made = run.is_finished(items.ids, record, cfg.allow_code_change)
+        return record, made, made and scores.is_finished()
+
+    record, made, scored = distributed.from_first(state)
+    if made and cfg.profile:
+        warnings.warn(f"{run.path} is finished, so there is nothing to profile; take another seed", stacklevel=2)
+    if not scored:
+        with contextlib.ExitStack() as held:
+            distributed.from_first(lambda: held.enter_context(claimed(run.path, record["command"])))
+            if made:
+                _score(study, run, scores, cfg, record)
+            else:
+                _make_and_score(cfg, study, run, scores, items, record, keep_going)
+    return run, scores, items
+
+
+def _make_and_score(
+    cfg: DictConfig,
+    study: Study,
+    run: Run,
+    scores: ScoreFolder,
+    items: Items,
+    record: Mapping[str, Any],
+    keep_going: bool,
+) -> None:
+    begun = []
+    try:
+        _make(cfg, study, run, items, record, begun)
+        _score(study, run, scores, cfg, record)
+    except (stop.Stopped, distributed.Lost):
+        raise
+    except Exception as error:
+        if begun:
+            with contextlib.suppress(UserError):  # where no file can be written, there is the sentence alone
+                run.fail(error)
+                if keep_going:
+                    if not isinstance(error, UserError):
+                        traceback.print_exc()
+                    return
+        raise
+
+
+def _make(cfg: DictConfig, study: Study, run: Run, items: Items, record: Mapping[str, Any], begun: list[bool]) -> None:
+    from cyclediff.runtime.batches import costs, make_all
+    from cyclediff.runtime.execution import execution_of, pick_device, remember_smaller
+
+    device = pick_device(cfg.device)
+    study.load(device)
+    execution = execution_of(cfg, run, study, device, len(items.ids) * study.parts)
+    missing = distributed.from_first(lambda: len(run.missing(items.ids)))
+    notes = {"batch_size": execution.batch_size, "device": str(device), **study.begin(execution, missing)}
+    distributed.from_first(lambda: run.start(OmegaConf.to_yaml(cfg, resolve=True), {**record, **notes}))
+    begun.append(True)
+    held = make_all(cfg.method.name, study, items.ids, study.parts, run, execution)
+    remember_smaller(cfg, study, execution, held)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    peaks = distributed.gather(peak)
+    if distributed.is_first():
+        found = costs(run, len(items.ids))
+        run.finish(found | {"world_size": distributed.world(), "peak_memory_mib": round(max(peaks))})
+        if distributed.world() > 1:
+            print(format_shares(found["ranks"]))
+    distributed.wait_for_all()  # what `finish` reads is in its final form
+
+
+def _score(study: Study, run: Run, scores: ScoreFolder, cfg: DictConfig, record: Mapping[str, Any]) -> None:
+    from cyclediff.runtime.execution import pick_device
+
+    scored = study.finish(run.path, run.batches(), pick_device(cfg.device))
+    if distributed.is_first():
+        scores.write(scored, record["code"])
+
+
+def format_shares(ranks: list[dict[str, Any]]) -> str:
+    """How evenly several processes had the work, in a line."""
+    seconds = [rank["seconds"] for rank in ranks]
+    slowest, mean = max(seconds, default=0), sum(seconds) / max(len(seconds), 1)
+    uneven = f", slowest/mean {slowest / mean:.2f}" if mean else ""
+    return f"{len(ranks)} processes made {sum(rank['images'] for rank in ranks)} images in {slowest:.1f} s{uneven}"

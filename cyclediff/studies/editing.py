@@ -1,0 +1,163 @@
+"""Batches of edits: images and texts in, every candidate made and scored, the best of each image out."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from cyclediff.data.images import from_uint8, to_uint8
+from cyclediff.diffusion.noise import Noise
+from cyclediff.errors import UserError
+from cyclediff.models.text_to_image import TextModel
+from cyclediff.runtime import distributed
+from cyclediff.runtime.meter import Meter
+from cyclediff.runtime.study import Execution
+from cyclediff.studies.candidates import Edits, Unit, edit, split
+from cyclediff.studies.selection import Grid, rank
+
+POSTERIOR = -1  # the trial that keys the codec's noise, drawn once an image for all its candidates
+Scores = Callable[[Sequence[str], Tensor], Mapping[str, Tensor]]
+
+
+def encoded(
+    model: TextModel,
+    ids: Sequence[str],
+    texts: Mapping[str, tuple[str, str]],
+    images: Tensor,
+    execution: Execution,
+    meter: Meter,
+) -> Edits:
+    """The latents of source images, uint8 (n, 3, h, w), with their texts."""
+    with meter.stage("encoder"):
+        pictures = from_uint8(images.to(execution.device, non_blocking=True))
+        x0 = model.encode(pictures, Noise(execution.seed, ids, POSTERIOR, execution.noise_device))
+    return Edits(ids, [texts[i] for i in ids], x0, execution.seed, execution.noise_device)
+
+
+def best_candidates(
+    method: Any,
+    model: TextModel,
+    edits: Edits,
+    grid: Grid,
+    shared_encoding: bool,
+    metric: str,
+    scores: Scores,
+    size: int,
+    meter: Meter,
+) -> list[tuple[Tensor, list[dict[str, Any]]]]:
+    """For each image its best edit, uint8 (3, h, w), and a row per candidate; no other edit is kept.
+
+    Args:
+        method: a method that works on texts.
+        model: the text-to-image model.
+        edits: the images.
+        grid: the candidates of each.
+        shared_encoding: see `candidates.edit`.
+        metric: the column of `scores` by which the best is chosen.
+        scores: (ids, edited images uint8 (n, 3, h, w)) → columns of (n,), with `<metric>_defined` where a score can be
+            undefined; not called where there is one candidate only.
+        size: candidates that go through the network at once.
+        meter: measures stages.
+
+    Raises:
+        UserError: if the method cannot work with this model, or its output is not finite.
+    """
+    best: dict[int, tuple[Any, Tensor]] = {}
+    rows: list[list[dict[str, Any]]] = [[] for _ in edits.ids]
+    for units in split(method, grid, len(edits.ids), size, shared_encoding):
+        try:
+            latents = edit(method, model, edits, grid, units, shared_encoding)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        _require_finite(latents, edits, units, method.name)
+        with meter.stage("decoder"):
+            made = torch.cat([to_uint8(model.decode(part)) for part in latents.split(max(1, size // 4))])
+        ids = [edits.ids[image] for image, _ in units]
+        with meter.stage("scores of candidates"):
+            columns = scores(ids, made) if len(grid.candidates()) > 1 else {}
+        for k, (image, candidate) in enumerate(units):
+            row = candidate.record() | {key: value[k].item() for key, value in columns.items()}
+            rows[image].append(row)
+            if image not in best or rank(row, metric) > best[image][0]:
+                best[image] = rank(row, metric), made[k].cpu()
+    for image, found in enumerate(rows):
+        found.sort(key=lambda row: row["index"])
+        for row in found:
+            row["chosen"] = -best[image][0][2] == row["index"]
+    return [(best[image][1], found) for image, found in enumerate(rows)]
+
+
+def _require_finite(latents: Tensor, edits: Edits, units: Sequence[Unit], name: str) -> None:
+    bad = latents.isfinite().flatten(1).all(1).logical_not().nonzero()
+    if len(bad):
+        image, candidate = units[int(bad[0])]
+        raise UserError(
+            f"{name} gave NaN or Inf for image {edits.ids[image]} (guidance {candidate.guidance}, skip "
+            f"{candidate.skip}); finished images are kept, check method.* and selection.grid"
+        )
+
+
+@torch.no_grad()
+def first_candidates(
+    method: Any,
+    model: TextModel,
+    ids: Sequence[str],
+    texts: Mapping[str, tuple[str, str]],
+    images: Tensor,
+    grid: Grid,
+    shared_encoding: bool,
+    execution: Execution,
+) -> Tensor:
+    """Images, each edited as its first candidate, (n, 3, h, w) in [-1, 1]."""
+    edits = encoded(model, ids, texts, images, execution, Meter(ids, lambda: None))
+    units = [(image, grid.candidates()[0]) for image in range(len(ids))]
+    return model.decode(edit(method, model, edits, grid, units, shared_encoding))
+
+
+@torch.no_grad()
+def evaluate(model: TextModel, rows: int, device: torch.device) -> None:
+    """Evaluate the network once on so many rows, to measure what that takes."""
+    side = model.size // 2 ** (len(model.vae.config.block_out_channels) - 1)
+    denoiser = model.condition(["a measurement"] * rows)
+    xt = torch.zeros(rows, model.vae.config.latent_channels, side, side, device=device)
+    denoiser(xt, torch.full((rows,), 500, device=device)).sum().item()  # .item() waits for a GPU
+
+
+def require_patience(
+    cfg: DictConfig, model: TextModel, device: torch.device, candidates: int, rows: int, missing: int, size: int
+) -> None:
+    """Print how long the run will take, and require a confirmation where that is long.
+
+    Args:
+        cfg: of the run.
+        model: the text-to-image model.
+        device: where it is.
+        candidates: of an image.
+        rows: evaluations of the network that an image takes.
+        missing: images to be made.
+        size: candidates that go through the network at once.
+
+    Raises:
+        UserError: if it takes longer than `confirm_above` hours and is not confirmed.
+    """
+
+    def seconds_per_row(together: int) -> float:
+        def once() -> float:
+            began = time.perf_counter()
+            evaluate(model, together, device)
+            return time.perf_counter() - began
+
+        return min(once(), once()) / together
+
+    hours = missing and missing * rows * seconds_per_row(min(rows, 3 * size)) / distributed.world() / 3600
+    duration = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    about = f"{candidates} candidate{'s' * (candidates > 1)}, {rows} network rows an image, {missing} images to do"
+    print(f"{cfg.method.name}: {about}: about {duration} on this {device.type}")
+    if hours > cfg.confirm_above and not cfg.confirm:
+        raise UserError(
+            f"{cfg.method.name} would take about {hours:.1f} hours, more than confirm_above={cfg.confirm_above}; "
+            "start it with confirm=true, or choose a smaller tier (tier=quick, tier=single)"
+        )

@@ -1,0 +1,151 @@
+"""Scores of a run's pictures under the protocol of the configuration."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from cyclediff.data.assets import fingerprint, locate
+from cyclediff.data.hub import commit_of
+from cyclediff.errors import UserError
+from cyclediff.runtime.identity import score_settings
+from cyclediff.runtime.settings import user_errors
+from cyclediff.runtime.study import Scored
+from cyclediff.studies.context import Context, load_network
+from cyclediff.studies.sources import Sources
+
+if TYPE_CHECKING:
+    from eval.protocols import Protocol
+
+HUB, OPENAI = "hf-hub:", "openai"  # prefix and name by which open_clip finds a CLIP that is no file here
+
+
+def require_clip(node: Any, key: str) -> None:
+    """Require that a CLIP can be found.
+
+    Args:
+        node: its configuration; None for no CLIP.
+        key: its place in the configuration.
+
+    Raises:
+        UserError: if there is no such file, folder or name.
+    """
+    if node and not (locate(node.path).exists() or node.path == OPENAI or node.path.startswith(HUB)):
+        raise UserError(
+            f"{key}.path={node.path} is no file or folder here; give a file, a folder, {OPENAI}, or {HUB}ID"
+        )
+
+
+def clip_path(node: Any) -> str:
+    """A local file or folder of CLIP, or the name that open_clip knows."""
+    found = locate(node.path)
+    return str(found) if found.exists() else node.path
+
+
+def clip_fingerprint(node: Any, context: Context) -> str:
+    """What identifies a CLIP's weights."""
+    if locate(node.path).exists():
+        return fingerprint(locate(node.path), context.assets, context.cache)
+    if node.path.startswith(HUB):
+        return f"{node.path}@{commit_of(node.path.removeprefix(HUB))}"
+    return f"{node.path}:{node.model}"
+
+
+def score_identity(context: Context, sources: Sources) -> dict[str, Any]:
+    """Everything that can change the numbers of a run's pictures, besides the pictures."""
+    cfg = context.cfg
+    found = {part: _fingerprint(path, context) for part, path in _files(cfg, sources).items()}
+    if cfg.protocol.clip:
+        found["clip"] = clip_fingerprint(cfg.protocol.clip, context)
+    return score_settings(cfg) | {"weights": found, "data": sources.score_identity()}
+
+
+def load_protocol(cfg: DictConfig, sources: Sources, device: str) -> "Protocol":
+    """The protocol of the configuration with its networks loaded.
+
+    Raises:
+        UserError: if weights are missing or do not fit.
+    """
+    from eval.protocols import Protocol
+
+    node, files, reference = cfg.protocol, _files(cfg, sources), sources.reference
+
+    def network(part: str) -> Any:
+        return load_network(node[part], path=str(files[part]), device=device) if part in files else None
+
+    with user_errors():
+        clip = load_network(node.clip, path=clip_path(node.clip), device=device) if node.clip else None
+        return Protocol(
+            name=node.name,
+            size=node.size,
+            resize=node.resize,
+            features=network("features"),
+            reference=reference.name if reference else "",
+            judge=files.get("judge"),
+            clip=clip,
+            reference_resize=node.reference_resize,
+            infinity=node.infinity,
+            lpips=network("lpips"),
+        )
+
+
+def score_pictures(
+    pictures: Path, sources: Sources, protocol: "Protocol", cache: Path, more: Mapping[str, Mapping[str, Any]]
+) -> Scored:
+    """The numbers of a run's pictures.
+
+    Args:
+        pictures: folder of the results.
+        sources: what they were made from.
+        protocol: how to score.
+        cache: folder for features of the reference.
+        more: by image id: what else its row has, such as seconds.
+
+    Raises:
+        UserError: if pictures cannot be read, or files do not fit together.
+    """
+    from eval.evaluate import evaluate
+
+    reference, ground_truth = sources.reference, sources.ground_truth
+    with user_errors():
+        scores = evaluate(
+            pictures,
+            sources.source.path,
+            reference and reference.path,
+            ground_truth and ground_truth.path,
+            protocol,
+            cache,
+        )
+    if scores.unreadable:
+        raise UserError(
+            f"{len(scores.unreadable)} images of {pictures} cannot be read ({scores.unreadable[0]}.png, …); delete "
+            "them, and the same command makes them again"
+        )
+    rows = [{"id": i, **scores.rows[i], **more.get(i, {})} for i in sources.source.ids]
+    networks = {"features": protocol.features, "clip": protocol.clip, "lpips": protocol.lpips}
+    random = [part for part, network in networks.items() if network is not None and network.random]
+    about = reference and {"name": reference.name, "digest": reference.digest}
+    return Scored(scores.metrics, rows, scores.replicates, random_weights=random, reference=about)
+
+
+def seconds_of(batches: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By image id: the seconds of one process that it took; empty where no batch says so."""
+    known = {item: batch["seconds"] / len(batch["ids"]) for batch in batches for item in batch["ids"]}
+    return {item: {"seconds": known.get(item, "")} for item in ids}
+
+
+def _files(cfg: DictConfig, sources: Sources) -> dict[str, Path]:
+    """The protocol's files of weights that are used, by their part."""
+    node, found = cfg.protocol, {}
+    if node.features and sources.reference:
+        found["features"] = locate(node.features.path)
+    if node.lpips and locate(node.lpips.path).is_file():  # an extra: left out where its file is not there
+        found["lpips"] = locate(node.lpips.path)
+    if node.judge:
+        found["judge"] = locate(node.judge)
+    return found
+
+
+def _fingerprint(path: Path, context: Context) -> str:
+    return fingerprint(path, context.assets, context.cache)

@@ -1,0 +1,225 @@
+"""study=translate: images of one domain become images of another, by networks on pixels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cyclediff.errors import UserError
+from cyclediff.runtime import distributed
+from cyclediff.runtime.artifacts import Artifact, Pictures
+from cyclediff.runtime.identity import artifact_settings
+from cyclediff.runtime.settings import require_whole_number
+from cyclediff.runtime.study import Execution, Items, Scored
+from cyclediff.studies import requirements, scoring
+from cyclediff.studies.context import Context, build_method, load_network
+from cyclediff.studies.sources import Sources, prepare_images
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from cyclediff.runtime.meter import Meter
+
+SIDES = ("source", "target")
+NODES = {"source": "source_model", "target": "target_model", "extractor": "extractor"}  # part → key of the task
+
+
+class Translate:
+    """Translation of unpaired images."""
+
+    name = "translate"
+    instead = "python run.py"  # what runs without a download
+
+    def __init__(self, context: Context):
+        self.context, self.cfg = context, context.cfg
+        self._protocol: Any = None
+
+    @cached_property
+    def nodes(self) -> dict[str, Any]:
+        """Configuration of the task's networks, by their part."""
+        return {part: self.cfg.task[key] for part, key in NODES.items()}
+
+    @property
+    def artifacts(self) -> Mapping[str, Artifact]:
+        """A PNG of each image."""
+        return {"images": Pictures()}
+
+    @property
+    def parts(self) -> int:
+        """One translation of each image."""
+        return 1
+
+    @property
+    def devices(self) -> tuple[str, str]:
+        """Where networks run, and where noise is drawn."""
+        return self.cfg.device, self.cfg.noise.device
+
+    def needs(self) -> None:
+        """See `Study.needs`."""
+        cfg, dirs = self.cfg, self.context.config_dirs
+        requirements.require_items(cfg, ["image"], self.name)
+        requirements.require_condition(
+            cfg,
+            "none",
+            dirs,
+            "needs a text-to-image model (experiments such as pets_edit)",
+        )
+        if cfg.task.synthetic:
+            require_whole_number(cfg, "task.reference_count", 2)
+        needed = requirements.declared(cfg).needs
+        requirements.require_network_nodes(cfg, self.nodes, needed, dirs, "none")
+        features = {"features": cfg.protocol.features} if cfg.protocol.features and cfg.data.reference else {}
+        nodes, parts = self.nodes | features, [*needed, *features]
+        requirements.require_files(cfg, nodes, parts, self.context.assets, dirs, self.instead)
+
+    @cached_property
+    def sources(self) -> Sources:
+        """The prepared images."""
+        return prepare_images(self.cfg, self.context.prepared)
+
+    @cached_property
+    def weights(self) -> dict[str, requirements.Weights]:
+        """Those of the networks that the method needs."""
+        needed = requirements.declared(self.cfg).needs
+        return requirements.find_weights({part: node for part, node in self.nodes.items() if part in needed})
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """What identifies the weights."""
+        return requirements.fingerprints(self.weights, self.context.assets, self.context.cache)
+
+    def items(self) -> Items:
+        """The images of the source."""
+        return Items(self.sources.source.ids, self.sources.record())
+
+    def identity(self) -> Mapping[str, Any]:
+        """See `Study.identity`."""
+        unused = [f"task.{key}.*" for part, key in NODES.items() if part not in self.weights]
+        settings = artifact_settings(self.cfg, unused)
+        return settings | {"weights": self.fingerprints, "data": self.sources.identity()}
+
+    def score_identity(self) -> Mapping[str, Any]:
+        """See `Study.score_identity`."""
+        return scoring.score_identity(self.context, self.sources)
+
+    def record(self) -> Mapping[str, Any]:
+        """The weights."""
+        return {"weights": self.fingerprints}
+
+    def load(self, device: "torch.device") -> None:
+        """Load the method, its networks, and those of the scores: a wrong file is found before the slow part."""
+
+        def network(part: str) -> Any:
+            found = self.weights[part]
+            more = {"revision": found.commit} if found.commit else {}
+            return load_network(self.nodes[part], path=str(found.path), device=str(device), **more)
+
+        guidance = {part: network(part) for part in self.weights if part not in SIDES}
+        self.method = build_method(self.cfg, guidance)
+        self.models = {side: network(side) for side in SIDES if side in self.weights}
+        self.device = device
+        self.protocol(device)
+
+    def protocol(self, device: "torch.device") -> Any:
+        """The protocol with its networks, loaded once."""
+        if self._protocol is None:
+            self._protocol = scoring.load_protocol(self.cfg, self.sources, str(device))
+        return self._protocol
+
+    def evaluate(self, count: int) -> None:
+        """Evaluate each network once on so many images."""
+        import torch
+
+        size = self.cfg.protocol.size
+        with torch.no_grad():
+            xt = torch.zeros(count, 3, size, size, device=self.device)
+            t = torch.full((count,), 500, device=self.device)
+            for model in self.models.values():
+                model.condition()(xt, t).sum().item()  # .item() waits for a GPU
+
+    def batch_size_key(self) -> str:
+        """Networks, size and precision."""
+        from cyclediff.runtime.precision import precision_mode
+
+        used = [self.nodes[side] for side in self.models]
+        models = " ".join(f"{side} {Path(self.nodes[side].path).stem}" for side in self.models)
+        return f"{models}, {self.cfg.protocol.size} pixels, {precision_mode(used) or 'float32'}"
+
+    def begin(self, execution: Execution, missing: int) -> Mapping[str, Any]:
+        """Measure what 16 bits and compiling change."""
+        import torch
+
+        from cyclediff.models.checkpoint import carries_mark
+        from cyclediff.runtime.meter import Meter
+        from cyclediff.runtime.precision import IMAGES, exact, precision_mode, require_precision
+
+        notes: dict[str, Any] = {"random_weights": [p for p, w in self.weights.items() if carries_mark(w.path)]}
+        mode = precision_mode(self.nodes[side] for side in self.models)
+
+        @torch.no_grad()
+        def sample(exactly: bool) -> "Tensor":
+            ids = self.sources.source.ids[:IMAGES]
+            found = {side: model.condition() for side, model in self.models.items()}
+            denoisers = {side: exact(denoiser) if exactly else denoiser for side, denoiser in found.items()}
+            meter = Meter(ids, lambda: None)
+            return self._translated(self.method, denoisers, ids, self.read(ids), execution, meter)
+
+        if mode and missing:
+            notes["psnr_to_float32"] = distributed.from_first(
+                lambda: require_precision(self.cfg.method.name, mode, sample)
+            )
+        return notes
+
+    def read(self, ids: Sequence[str]) -> "Tensor":
+        """Source images, uint8 (n, 3, h, w)."""
+        from cyclediff.data.images import read_batch
+
+        images = read_batch([self.sources.source.path / f"{i}.png" for i in ids])
+        return images.pin_memory() if self.device.type == "cuda" else images
+
+    def make(
+        self, ids: Sequence[str], inputs: "Tensor", size: int, execution: Execution, meter: "Meter"
+    ) -> Sequence[Mapping[str, Any]]:
+        """Translate images."""
+        from cyclediff.data.images import to_uint8
+
+        denoisers = {side: meter.watch(model.condition(), side) for side, model in self.models.items()}
+        guidance = {p: meter.count(getattr(self.method, p), p) for p in self.method.needs if p not in SIDES}
+        method = replace(self.method, **guidance) if guidance else self.method
+        images = self._translated(method, denoisers, ids, inputs, execution, meter)
+        return [{"images": image} for image in to_uint8(images)]
+
+    def _translated(
+        self,
+        method: Any,
+        denoisers: Mapping[str, Any],
+        ids: Sequence[str],
+        inputs: "Tensor",
+        execution: Execution,
+        meter: "Meter",
+    ) -> "Tensor":
+        from cyclediff.data.images import from_uint8
+        from cyclediff.diffusion.noise import Noise
+
+        noise = Noise(execution.seed, ids, device=execution.noise_device)
+        model = self.models["target"]
+        with meter.stage("encoder"):
+            x0 = model.encode(from_uint8(inputs.to(execution.device, non_blocking=True)), noise)
+        try:
+            out = method(x0, denoisers.get("source"), denoisers["target"], noise)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if not out.isfinite().all():
+            bad = [i for i, image in zip(ids, out, strict=True) if not image.isfinite().all()]
+            raise UserError(
+                f"{method.name} gave NaN or Inf for image {bad[0]}; finished images are kept, check method.*"
+            )
+        with meter.stage("decoder"):
+            return model.decode(out)
+
+    def finish(self, folder: Path, batches: Sequence[Mapping[str, Any]], device: "torch.device") -> Scored:
+        """Score the pictures."""
+        pictures, more = folder / "images", scoring.seconds_of(batches, self.sources.source.ids)
+        return scoring.score_pictures(pictures, self.sources, self.protocol(device), self.context.cache, more)
