@@ -76,7 +76,7 @@ class SDEdit:
     def _controlled(
         self, x0: Tensor, source: Denoiser, target: Denoiser, timesteps: Tensor, end: float, noise: NoiseSource
     ) -> Tensor:
-        """`sdedit` beside a second one under the source prompt; both have the same noise and the source's attention."""
+        """`sdedit` and a second one under the source prompt, with the same noise; the first follows its attention."""
         evaluate = paired_evaluation(source, target, plan_control(self.attention, source, target, len(timesteps)))
         xs = xt = q_sample(x0, target.alpha_bar[timesteps[0]].item(), noise.randn_like(x0))
         for step, (t, ab, ab_prev) in enumerate(transitions(target.alpha_bar, timesteps, end)):

@@ -5,9 +5,9 @@
     AttentionEdit       what one evaluation of the network does to which rows of its batch, from ControlPlan.at
     ControlledAttention the attention processor that does it: network(..., cross_attention_kwargs={"edit": edit})
 
-Everything is a value: nothing counts steps or layers, unlike the official controllers (google/prompt-to-prompt), whose
-maps are reproduced. Word swap, refinement and re-weighting are one formula, so that pairs of one batch may differ. With
-`base` and `own` the maps of the source and of the target row, a mapper P, and factors per target token,
+The maps equal those of the official controllers (google/prompt-to-prompt). Those count steps and layers; here nothing
+does, everything is a value. Word swap, refinement and re-weighting are one formula, so the pairs of a batch may differ.
+With `base` and `own` the maps of the source and of the target row, a mapper P, and factors per target token,
 
     new = (base P + own keep) equalizer,        edited = new alpha + own (1 - alpha).
 """
@@ -40,13 +40,13 @@ class AttentionControl:
     """How far a target's attention maps follow its source's.
 
     Args:
-        cross: part of the steps with edited cross attention: b for [0, b], or [a, b]; or such a window per word of the
-            target, see `window_alphas` (cross_replace_steps in the official code).
+        cross: part of the steps with edited cross attention (cross_replace_steps in the official code): b for [0, b],
+            or [a, b]; or such a window for each of some words of the target, see `window_alphas`.
         self_attention: part of the steps at which self-attention maps are the source's (self_replace_steps).
-        mode: "replace" swaps words, "refine" takes over the tokens that both prompts have, "auto" replaces where the
-            prompts have equal numbers of words.
+        mode: "replace" swaps words; "refine" keeps the maps of the tokens that both prompts have; "auto" is "replace"
+            where the prompts have equal numbers of words, else "refine".
         weights: factors of the maps of words of the target.
-        max_queries: self attention is only replaced in layers with at most so many positions; official 16².
+        max_queries: self attention is only replaced in layers with at most this many positions; officially 16².
     """
 
     cross: Bounds | Mapping[str, Bounds] = 0.8
@@ -66,7 +66,7 @@ class AttentionControl:
             raise ValueError(f"max_queries must be at least 0; got {self.max_queries}")
 
     def plan(self, sources: Sequence[Prompt], targets: Sequence[Prompt], length: int, num_steps: int) -> "ControlPlan":
-        """The tables for each pair of a source and a target prompt.
+        """Make the tables of each pair of a source and a target prompt.
 
         Args:
             sources: n prompts.
@@ -93,7 +93,7 @@ class AttentionControl:
 
 
 def mixing(source: Prompt, target: Prompt, mode: Mode, length: int) -> tuple[Tensor, Tensor]:
-    """(P, keep), float (length, length) and (length,): how much of which source token, and of itself, a token takes."""
+    """(P, keep), float (length, length) and (length,): how much of each source token and of itself a token takes."""
     if mode == "replace" or (mode == "auto" and len(source.words) == len(target.words)):
         return replacement_mapper(source, target, length), torch.zeros(length)
     partners, alphas = refinement_mapper(source, target, length)
@@ -125,7 +125,7 @@ class ControlPlan:
     def at(
         self, step: int, base_rows: RowNumbers, edited_rows: RowNumbers, pairs: RowNumbers
     ) -> "AttentionEdit | None":
-        """The edit of one evaluation of the network, or None if at this step there is nothing to do.
+        """The edit of one evaluation of the network; None if there is nothing to do at this step.
 
         Args:
             step: 0 is the first (the noisiest) of the sampler's steps.
@@ -170,7 +170,7 @@ class AttentionEdit:
         equalizer: float (e, length).
         alpha: float (e, length).
         edits_cross: whether any alpha is not 0.
-        max_queries: self attention is replaced in layers with at most so many positions; 0 for in none.
+        max_queries: self attention is replaced in layers with at most this many positions; 0 for no layer.
     """
 
     base: Tensor
@@ -183,18 +183,18 @@ class AttentionEdit:
     max_queries: int
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "AttentionEdit":
-        """The same edit on a device and for maps of a type. Optional, but saves a transfer in each layer."""
+        """The same edit on a device and in a type. It is optional, and saves a transfer in each layer."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         moved = {n: v.to(device, dtype if v.is_floating_point() else v.dtype) for n, v in tensors.items()}
         return replace(self, **moved)
 
     def edits_self(self, queries: int) -> bool:
-        """Whether self attention is replaced in layers with so many positions."""
+        """Whether self attention is replaced in layers with this many positions."""
         return queries <= self.max_queries
 
     def cross(self, maps: Tensor) -> Tensor:
-        """Cross-attention maps (rows, heads, q, length) with the edited rows mixed with their base rows; a new tensor.
+        """Mix the edited rows of cross-attention maps (rows, heads, q, length) with their base rows; a new tensor.
 
         Raises:
             ValueError: if the maps have another number of token positions than the plan.
@@ -202,7 +202,7 @@ class AttentionEdit:
         return maps.index_copy(0, self.edited.to(maps.device), self.mixed(maps))
 
     def mixed(self, maps: Tensor) -> Tensor:
-        """The edited rows alone of `cross`, (e, heads, q, length)."""
+        """Only the edited rows of `cross`, (e, heads, q, length)."""
         if maps.shape[-1] != self.mapper.shape[-1]:
             raise ValueError(
                 f"the network sees {maps.shape[-1]} token positions; the plan was made for {self.mapper.shape[-1]}: "
@@ -226,11 +226,11 @@ class AttentionEdit:
 class ControlledAttention:
     """An attention processor for diffusers' Attention modules that can edit attention maps.
 
-    Without an edit it computes what AttnProcessor2_0 does. With one, only the layers concerned leave the fast path, and
-    of those only cross attention, whose maps are then computed: a self-attention map is a function of its row's queries
-    and keys, so a row that takes its base row's queries and keys has its base row's map.
+    Without an edit it computes what AttnProcessor2_0 does. With one, only edited cross attention computes its maps,
+    which is slower. Self attention stays fast: its map is a function of a row's queries and keys, so a row with the
+    queries and keys of its base row has the map of its base row.
 
-    A context that is the same tensor as at the last call has the same keys and values; they are kept, but for autograd.
+    Keys and values of a context are kept and used again while the context is the same tensor, but not under autograd.
     """
 
     def __init__(self):
@@ -245,7 +245,7 @@ class ControlledAttention:
         temb: Tensor | None = None,
         edit: AttentionEdit | None = None,
     ) -> Tensor:
-        """One attention layer.
+        """Evaluate one attention layer.
 
         Args:
             attn: diffusers' Attention, with the projections.
@@ -305,7 +305,7 @@ def _heads(x: Tensor, attn: Any) -> Tensor:
 def self_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, edit: AttentionEdit | None
 ) -> Tensor:
-    """Attention within an image, (rows, heads, q, channels) → same shape."""
+    """Attention within an image; queries (rows, heads, q, channels) → same shape."""
     if edit is not None and edit.edits_self(query.shape[2]):
         query, key, mask = edit.follow(query), edit.follow(key), None if mask is None else edit.follow(mask)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -314,9 +314,9 @@ def self_attention(
 def cross_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, edit: AttentionEdit | None
 ) -> Tensor:
-    """Attention to the text, (rows, heads, q, channels), and k instead of q in key and value → shape of query.
+    """Attention to the text: query (rows, heads, q, channels); key, value (rows, heads, k, channels) → shape of query.
 
-    Rows that are not edited are torch's own to the last bit: a source does not depend on what is done to its edits.
+    Rows that are not edited equal torch's own function to the last bit: a source does not depend on its edits.
     """
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     if edit is None or not edit.edits_cross:

@@ -1,4 +1,4 @@
-"""Mistakes that the person at the keyboard can mend."""
+"""Mistakes that the user can fix."""
 
 
 class UserError(Exception):

@@ -1,12 +1,12 @@
 """Which tokens of two prompts belong together: Prompt-to-Prompt's tables (arXiv 2208.01626, section 3.2).
 
-The tables equal those of the official code (google/prompt-to-prompt, seq_aligner.py and ptp_utils.py), including where
-it is not what the paper describes: see `replacement_mapper`. `length` is the number of token positions that the network
-sees (77 for Stable Diffusion). Positions count the start token as 0.
+The tables equal those of the official code (google/prompt-to-prompt, seq_aligner.py and ptp_utils.py), also where it
+differs from the paper: see `replacement_mapper`. `length` is the number of token positions that the network sees (77
+for Stable Diffusion). Positions count the start token as 0.
 
-Two departures. Words are separated by any run of blanks, as tokenizers have it, where the official code splits at each
-single blank and then counts empty words. A "#" counts as the character that it is; the official code drops it (a
-leftover of another tokenizer's word pieces) and then takes the next word's first token for the word with the "#".
+There are two differences from the official code. Words are separated by any number of blanks, as in tokenizers; the
+official code splits at each single blank and then counts empty words. A "#" counts as a character; the official code
+drops it (it marks word pieces in another tokenizer) and then gives the next word's first token to the word with "#".
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,8 +34,8 @@ def word_positions(prompt: Prompt, word: str | int) -> list[int]:
 def _owners(prompt: Prompt) -> list[int]:
     """Index of the word that each token between start and end belongs to: a word ends with its number of characters.
 
-    A letter that is several tokens counts as several characters, so a word may end a token early, as in the official
-    code; tokens after the last word, where that code fails, belong to it.
+    A letter of several tokens counts as several characters, so a word may end a token early, as in the official code.
+    Tokens after the last word belong to the last word; the official code fails there.
     """
     lengths = [len(word) for word in prompt.words]
     owners, index, seen = [], 0, 0
@@ -48,13 +48,16 @@ def _owners(prompt: Prompt) -> list[int]:
 
 
 def replacement_mapper(source: Prompt, target: Prompt, length: int) -> Tensor:
-    """Where the tokens of a target with swapped words look: float (length, length), rows source, columns target.
+    """Which source tokens each token of a target with swapped words takes its map from ("word swap").
 
-    A map of the target is `map of the source @ mapper` ("word swap", get_replacement_mapper). Tokens of a swapped word
-    are paired if there are equally many, else each target token gets the mean over 1 / (target tokens) of all source
-    tokens. As in the official code, columns need not sum to 1 (m source tokens for n target tokens: m / n), and after
-    the last swapped word the mapper is the plain diagonal: where the token counts differ, the end of the sentence is
-    aligned by position and not by word, and columns that would look beyond the last row are 0.
+    A map of the target is `map of the source @ mapper` (get_replacement_mapper). Tokens of a swapped word are paired if
+    there are equally many; else each target token gets 1 / (target tokens) of each source token. Two things are as in
+    the official code. Columns need not sum to 1 (m source tokens for n target tokens: m / n). After the last swapped
+    word the mapper is the plain diagonal: where the token counts differ, the end of the sentence is aligned by position
+    and not by word, and columns that would look beyond the last row are 0.
+
+    Returns:
+        float (length, length), rows source, columns target.
 
     Raises:
         ValueError: if the prompts have different numbers of words, or more tokens than `length`.
@@ -87,9 +90,9 @@ def replacement_mapper(source: Prompt, target: Prompt, length: int) -> Tensor:
 def refinement_mapper(source: Prompt, target: Prompt, length: int) -> tuple[Tensor, Tensor]:
     """Which source token each target token takes its map from ("adding a new phrase", get_refinement_mapper).
 
-    Tokens are matched by a longest common subsequence, which is what the official global alignment with gap 0, match 1
-    and mismatch -1 amounts to; of several, the one with the earliest matches. The start and the end token take part.
-    Padding looks at the same position of the source.
+    Tokens are matched by a longest common subsequence; of several, by the one with the earliest matches. This equals
+    the official global alignment with gap 0, match 1 and mismatch -1. The start and the end token take part. Padding
+    takes the same position of the source.
 
     Returns:
         mapper, int64 (length,), -1 for a target token without a partner, and alphas, float (length,), 0 for such a
@@ -128,7 +131,10 @@ def equalizer(prompt: Prompt, weights: Mapping[str, float], length: int) -> Tens
     """The factor of each token's attention map, float (length,): 1 but for the words in `weights`.
 
     "Attention re-weighting", get_equalizer as in the null-text notebook. A word that the prompt does not have is
-    ignored; a negative weight turns a word into its opposite.
+    ignored. A negative weight turns a word into its opposite.
+
+    Raises:
+        ValueError: if the prompt has more tokens than `length`.
     """
     _check_length(prompt, length)
     values = torch.ones(length)
@@ -153,8 +159,8 @@ def window_alphas(prompt: Prompt, bounds: Bounds | Mapping[str, Bounds], num_ste
     """Whether each token's attention is edited at each step: 0 or 1, float (num_steps + 1, length).
 
     get_time_words_attention_alpha for one target prompt. A window (a, b) is the steps int(a (num_steps + 1)) ≤ step <
-    int(b (num_steps + 1)): one more than there are steps, as in the official code. That code raises TypeError for an
-    int such as 1, which here is 1.0, and writes into the caller's dict.
+    int(b (num_steps + 1)): one more than there are steps, as in the official code. The official code fails for an int
+    such as 1 and changes the caller's dict; here 1 means 1.0, and nothing is changed.
 
     Args:
         prompt: the target prompt.

@@ -1,1 +1,1 @@
-"""Evaluation of any folder of pictures; it reads files only and knows no method."""
+"""Evaluation of folders of pictures, and reports of runs. It reads files only, and depends on no method."""

@@ -15,8 +15,8 @@ class Edit:
     Args:
         source: what is on the picture.
         target: what should be on it.
-        category: the kind of edit; "" where that is not known.
-        mask: a picture that is white where the edit may change something; None where that is not known.
+        category: the kind of edit; "" if not known.
+        mask: a picture that is white where the edit may change something; None if not known.
     """
 
     source: str
@@ -54,10 +54,10 @@ def read_edits(folder: Path) -> dict[str, Edit]:
 
 
 def _inside(folder: Path, mask: str) -> Path:
-    """A mask's place, links followed for the check; what leads out of the folder is refused, not read."""
+    """A mask's place. Links are followed for the check; a path that leads out of the folder is refused and not read."""
     try:
         if (folder / mask).resolve().is_relative_to(folder.resolve()):
             return folder / mask
     except (OSError, RuntimeError, ValueError):  # too long, links in a circle, a null character
         pass
-    raise ValueError(f"the mask {mask[:80]!r} in {folder / EDITS} is not a path inside the folder; mend the list")
+    raise ValueError(f"the mask {mask[:80]!r} in {folder / EDITS} is not a path inside the folder; correct the list")

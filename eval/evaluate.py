@@ -19,10 +19,11 @@ from torch import Tensor
 
 from eval import ranks
 from eval.edits import EDITS, read_edits
+from eval.files import list_images
 from eval.metrics.distances import distances, reference_features
 from eval.metrics.features import file_digest
 from eval.metrics.measure import columns, joined, measure
-from eval.metrics.pictures import Pairing, list_images, pair
+from eval.metrics.pictures import Pairing, pair
 from eval.metrics.statistics import interval, mean_replicates, resamples
 from eval.protocols import RECIPES, Protocol, load_protocol
 from eval.records import SCHEMA, MetricRecord, ScoresRecord, write_scores

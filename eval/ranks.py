@@ -7,13 +7,13 @@ import torch.distributed as dist
 
 
 def start() -> None:
-    """Join the processes that torchrun started, if it started any; results meet on the CPU."""
+    """Join the processes that torchrun started, if it started any; they exchange results on the CPU."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("gloo")
 
 
 def rank() -> int:
-    """Number of this process; 0 where it is alone."""
+    """Number of this process; 0 if it is the only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -23,7 +23,7 @@ def world() -> int:
 
 
 def gather(part: Any) -> list[Any]:
-    """What every process has found, in the order of ranks."""
+    """The part of every process, in the order of ranks."""
     if world() == 1:
         return [part]
     parts: list[Any] = [None] * world()
@@ -32,7 +32,7 @@ def gather(part: Any) -> list[Any]:
 
 
 def from_first(value: Any) -> Any:
-    """What the first process gives here; the others' values do not count."""
+    """The first process's value, on every process."""
     if world() == 1:
         return value
     box = [value]

@@ -22,8 +22,8 @@ class DataRecord(TypedDict):
     """The images of a run.
 
     name: for people. dataset: the published data set, whole and checked, or None. digest: equal ones mean equal images.
-    n: number of images. source, ground_truth: names of folders below <task>/data, or None. reference: its name, or
-    None. of: number of images that a list asked for. missing: those of them that are not there.
+    n: number of images. source, ground_truth: names of folders below <task>/data, or None. of: number of images that a
+    list asked for. missing: those of them that are not there.
     """
 
     name: str
@@ -32,7 +32,6 @@ class DataRecord(TypedDict):
     n: int
     source: str | None
     ground_truth: str | None
-    reference: NotRequired[str | None]
     of: NotRequired[int]
     missing: NotRequired[list[str]]
 

@@ -78,13 +78,15 @@ def fetch_one(asset: Asset, path: Path) -> str:
 
 def check_weights(part: Path, suffix: str) -> str:
     """Insist that a file holds weights; returns what they seem to be."""
-    from cyclediff.models.checkpoint import is_random, is_torchscript, read_checkpoint
+    from cyclediff.models.checkpoint import is_torchscript, read_checkpoint
     from cyclediff.models.weights import recognise
+    from eval.random_mark import is_random
 
     if is_torchscript(part):
         return "a TorchScript network"
     state = read_checkpoint(part, suffix=suffix)
-    return ("RANDOM WEIGHTS, " if is_random(state) else "") + (recognise(state) or "weights of an unknown network")
+    random = "RANDOM WEIGHTS, " if is_random(state.values()) else ""
+    return random + (recognise(state) or "weights of an unknown network")
 
 
 def verify(assets: list[Asset], arguments: argparse.Namespace) -> None:

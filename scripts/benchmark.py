@@ -192,11 +192,23 @@ def rows_of_gpu(table: Table) -> None:
     benchmark_gpu.rows_of_gpu(table)
 
 
+def rows_of_versions(table: Table) -> None:
+    """This version against an earlier one."""
+    import benchmark_versions
+
+    benchmark_versions.rows_of_versions(table)
+
+
 def main() -> None:
     """Measure and print."""
     import torch
 
-    parts = {"runs": rows_of_runs, "memory": rows_of_memory, "invariance": rows_of_invariance}
+    parts = {
+        "versions": rows_of_versions,
+        "runs": rows_of_runs,
+        "memory": rows_of_memory,
+        "invariance": rows_of_invariance,
+    }
     parts |= {
         "networks": rows_of_networks,
         "editing": rows_of_editing,

@@ -75,8 +75,8 @@ def sd_sized() -> tuple[Any, TextModel]:
     own.to(memory_format=torch.channels_last)
     install(own)
     model = TextModel(
-        caller(own, torch.float32, torch.channels_last), alpha_bar_from_betas(scaled_linear_betas()), "epsilon", vae,
-        tokenizer, text, 77, 256,
+        caller(own, torch.float32, torch.channels_last), alpha_bar_from_betas(scaled_linear_betas()), "epsilon", own,
+        vae, tokenizer, text, 77, 256,
     )  # fmt: skip
     return _pipeline(parts), model
 

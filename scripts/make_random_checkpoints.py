@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from cyclediff.cli.errors import fail
 from cyclediff.data.assets import catalogue
 from cyclediff.models import adm, ddpm
-from cyclediff.models.checkpoint import MARK
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
+from eval.random_mark import MARK
 
 ROOT = Path(__file__).parents[1]
 FLAT = ("qkv", "qkv_proj", "proj_out", "c_proj")  # 1-D convolutions in guided-diffusion

@@ -14,19 +14,24 @@ from pathlib import Path
 FORKS = multiprocessing.get_context("forkserver")
 PRELOAD = [
     "run",
-    "cyclediff.runtime.batches",
-    "cyclediff.studies.edit",
-    "cyclediff.models.pixel",
+    "baselines.sdedit",
     "cyclediff.models.load_text",
-]
-PRELOAD += [
+    "cyclediff.models.pixel",
+    "cyclediff.pets.networks",
+    "cyclediff.runtime.execution",
+    "cyclediff.studies.edit",
+    "cyclediff.studies.editing",
+    "cyclediff.studies.similarity",
+    "diffusers.models.unets.unet_2d",
+    "diffusers.models.unets.unet_2d_condition",
     "eval.evaluate",
     "eval.metrics.candidates",
     "eval.report.tables",
-    "torchmetrics.functional.image",
+    "open_clip",
     "pyarrow.parquet",
+    "torchmetrics.functional.image",
+    "wandb",
 ]
-PRELOAD += ["diffusers.models.unets.unet_2d", "diffusers.models.unets.unet_2d_condition", "open_clip", "wandb"]
 
 
 def start(arguments: list[str], log: Path, fault: Callable[[], None] | None = None, cwd: Path | None = None):
@@ -35,7 +40,7 @@ def start(arguments: list[str], log: Path, fault: Callable[[], None] | None = No
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run run.py to its end, and tell of it as `subprocess.run` does."""
+    """Run run.py to its end; returns what `subprocess.run` does."""
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder, name) for name in ("stdout", "stderr")]
         process = fork(_program, arguments, logs, None, cwd or Path.cwd())
@@ -127,7 +132,7 @@ def killed_half_way(path: str) -> None:
 
 
 def stopped(path: str) -> None:
-    """Waits until it is told to go on, while its other threads do, too."""
+    """Stops all threads until SIGCONT comes."""
     os.kill(os.getpid(), signal.SIGSTOP)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from eval.files import write_atomically
 from eval.report import tables as report
-from eval.report.tables import main, write_tables
+from eval.report.tables import main, write_page, write_tables
 
 from .finished_run import make_run
 
@@ -17,7 +17,7 @@ WRITTEN = {  # in the order of their writing, by the function of eval.report.tab
     "table.csv": "to_csv",
     "table.tex": "to_latex",
     "grid-d1.png": "draw_grid",
-    "report.html": "write_page",
+    "report.html": "write_html",
 }
 
 
@@ -29,6 +29,11 @@ def fill_the_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def write_report(task):
+    write_tables(task)
+    write_page(task)
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".table.lock"}
 
@@ -38,7 +43,7 @@ def contents(folder):
 def test_a_full_disk_leaves_what_was_there(name, tmp_path, monkeypatch, fill_the_disk):
     task = tmp_path / "t"
     make_run(task, "m")
-    write_tables(task)
+    write_report(task)
     before = contents(task)
     assert before.keys() == {*WRITTEN, ".thumbnails.json"}
     make_run(task, "another")
@@ -51,7 +56,7 @@ def test_a_full_disk_leaves_what_was_there(name, tmp_path, monkeypatch, fill_the
     with monkeypatch.context() as patch:
         patch.setattr(report, WRITTEN[name], full)
         with pytest.raises(OSError, match=name) as caught:
-            write_tables(task)
+            write_report(task)
     assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(task / name))
     after = contents(task)
     assert after.keys() == before.keys()
@@ -59,9 +64,9 @@ def test_a_full_disk_leaves_what_was_there(name, tmp_path, monkeypatch, fill_the
     assert {key for key in after if after[key] != before[key]} == set(earlier)
 
 
-def test_the_command_tells_it(tmp_path, capsys, fill_the_disk):
+def test_the_command_says_so(tmp_path, capsys, fill_the_disk):
     make_run(tmp_path / "t", "m")
-    write_tables(tmp_path / "t")
+    write_report(tmp_path / "t")
     before = contents(tmp_path / "t")
     fill_the_disk()
     with pytest.raises(SystemExit) as caught:
@@ -69,12 +74,6 @@ def test_the_command_tells_it(tmp_path, capsys, fill_the_disk):
     assert caught.value.code == 2
     assert f"File too large: '{tmp_path / 't' / 'table.md'}'" in capsys.readouterr().err
     assert contents(tmp_path / "t") == before
-
-
-def test_what_a_kill_left_is_written_over(tmp_path):
-    (tmp_path / ".table.md.tmp").write_bytes(b"half")
-    write_atomically(b"whole", tmp_path / "table.md")
-    assert contents(tmp_path) == {"table.md": b"whole"}
 
 
 def test_the_disk_has_it_before_its_name_says_so(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from cyclediff.prompt_alignment import equalizer
 from .nets import cases, golden, golden_json, golden_prompt
 
 LENGTH, STEPS, HEADS = 77, 10, 2
+RESIDUAL = {"norm_num_groups": 8, "residual_connection": True}
 
 
 def golden_plans(case):
@@ -174,12 +175,7 @@ def layer(**settings) -> Attention:
         ({"bias": True, "qk_norm": "layer_norm"}, (3, 16, 32), None, True),
         ({"cross_attention_dim": 12}, (3, 16, 32), (3, 24, 12), False),
         ({"cross_attention_dim": 12, "cross_attention_norm": "layer_norm"}, (3, 16, 32), (3, 24, 12), True),
-        (
-            {"norm_num_groups": 8, "residual_connection": True, "rescale_output_factor": 1.5, "bias": True},
-            (3, 32, 4, 5),
-            None,
-            False,
-        ),
+        ({**RESIDUAL, "rescale_output_factor": 1.5, "bias": True}, (3, 32, 4, 5), None, False),
         ({"spatial_norm_dim": 6, "residual_connection": True}, (3, 32, 4, 4), None, False),
     ],
     ids=["self", "self_mask", "cross", "cross_mask", "image", "spatial_norm"],
@@ -273,9 +269,8 @@ def unet() -> UNet2DConditionModel:
 def run(network, x, context, edit=None, installed=True):
     if installed:
         install(network)
-    return network(
-        x, 500, encoder_hidden_states=context, cross_attention_kwargs={"edit": edit} if edit else None
-    ).sample
+    more = {"edit": edit} if edit else None
+    return network(x, 500, encoder_hidden_states=context, cross_attention_kwargs=more).sample
 
 
 def texts(rows):

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from eval.metrics.clip import CONFIG, WEIGHTS, clip_score, directional_clip, is_defined, open_clip_scorer
-from eval.metrics.features import MARK, file_digest
+from eval.metrics.features import file_digest
+from eval.random_mark import MARK
 
 from .nets import golden
 

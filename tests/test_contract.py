@@ -11,7 +11,6 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from cyclediff.attention_control import AttentionControl
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.prompt import Prompt
@@ -41,7 +40,8 @@ def make(file: Path, task: str = "pets_cat2dog"):
     settings = settings_of(file, task)
     needs, _ = set(settings.pop("needs")), settings.pop("conditions")
     if settings.get("attention"):
-        settings["attention"] = AttentionControl(**settings["attention"])
+        control = settings["attention"]
+        settings["attention"] = get_class(control.pop("_target_"))(**control)
     guidance = {name: GUIDANCE[name] for name in needs - SIDES}
     return get_class(settings.pop("_target_"))(**settings, **guidance)
 

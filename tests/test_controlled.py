@@ -40,7 +40,7 @@ def apply(method, model, attention, source=SOURCE, target=TARGET, guidance=2.0):
     return replace(method, attention=attention)(X0, *sides, Noise(1, ["a", "b"]))
 
 
-def test_windows_of_naught_are_the_plain_method(method, model):
+def test_empty_windows_are_the_plain_method(method, model):
     for target in (TARGET, LONGER):
         plain = apply(method, model, None, target=target)
         assert torch.allclose(apply(method, model, AttentionControl(0.0, 0.0), target=target), plain, atol=1e-4)

@@ -4,10 +4,10 @@ import torch
 from PIL import Image
 
 from cyclediff.data.folders import Expected, Folder, cached_folder, check_dataset, prepare_photos, raw_folder
-from cyclediff.pets.folders import prepare_pets
-from cyclediff.studies.sources import Sources
 from cyclediff.errors import UserError
+from cyclediff.pets.folders import prepare_pets
 from cyclediff.pets.render import render, sample_factors
+from cyclediff.studies.sources import Sources
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_corrupt_photo_stops_before_anything_is_written(photos, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.png"))
 
 
-def test_pets_are_counterparts_and_splits_differ(tmp_path):
+def test_pets_have_a_ground_truth_and_splits_differ(tmp_path):
     cat, dog = (prepare_pets(species, "source", 2, 32, tmp_path) for species in ("cat", "dog"))
     assert cat.ids == dog.ids
     factors = sample_factors(2, torch.Generator().manual_seed(1001))
@@ -140,7 +140,7 @@ def test_a_raw_folder_is_named_by_its_content(afhq):
 def test_a_record_tells_what_is_missing(tmp_path):
     folder = Folder(tmp_path, ("a", "b"), "mine", "0123abcd")
     whole = Sources(folder, None, None, None).record()
-    assert set(whole) == {"name", "dataset", "digest", "n", "source", "counterpart", "reference"}
+    assert set(whole) == {"name", "dataset", "digest", "n", "source", "ground_truth"}
     missing = {"missing": ["./x.png", "./x.png"]}
     assert Sources(folder, None, None, None, ("./x.png",) * 2).record() == whole | missing | {"of": 4}
     assert Sources(folder, None, None, None, ("./x.png",) * 2, found=70).record() == whole | missing | {"of": 72}

@@ -1,4 +1,4 @@
-"""Folders of images to numbers: unpaired translations, edits, and the embedded world's judge."""
+"""Folders of images to numbers: unpaired translations, edits, and the judge of pets."""
 
 import csv
 from pathlib import Path
@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclediff.pets.folders import prepare_pets
 from cyclediff.data.images import to_uint8
 from cyclediff.pets.captions import sample_edits
+from cyclediff.pets.folders import prepare_pets
 from cyclediff.pets.render import render, sample_factors
 from eval.edits import Edit, read_edits
 from eval.evaluate import evaluate as score
 from eval.metrics.clip import ClipScorer
-from eval.metrics.pets import DOMAIN, PetsJudge, edit_error, factor_error, kept_error, pets_judge
+from eval.metrics.pets import DOMAIN, PetsJudge, attribute_error, edit_error, kept_error, pets_judge
 from eval.protocols import Protocol
 
 JUDGE = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights" / "judge.safetensors"
@@ -27,13 +27,13 @@ def evaluate(*arguments):
     return scores.metrics, scores.rows
 
 
-def test_factor_error_of_known_differences():
+def test_attribute_error_of_known_differences():
     a = torch.zeros(3, 18, dtype=torch.float64)
     a[:, 7::2] = 1.0  # every hue's cosine: turn 0
     b = a.clone()
     b[1, 0] = 2.0  # one scalar off by its whole range
     b[2, 7:9] = torch.tensor([-1.0, 0.0])  # one hue off by half a turn
-    assert torch.allclose(factor_error(a, b), torch.tensor([0, 0.1, 0.1], dtype=torch.float64))
+    assert torch.allclose(attribute_error(a, b), torch.tensor([0, 0.1, 0.1], dtype=torch.float64))
 
 
 def test_evaluating_the_truth_gives_perfect_scores(tmp_path):
@@ -41,7 +41,7 @@ def test_evaluating_the_truth_gives_perfect_scores(tmp_path):
     cats, dogs = (prepare_pets(species, "source", 12, 64, tmp_path) for species in ("cat", "dog"))
     metrics, rows = evaluate(dogs.path, cats.path, dogs.path, dogs.path, PETS)
     assert set(rows) == set(dogs.ids)
-    assert metrics["counterpart_psnr"]["value"] == 100
+    assert metrics["ground_truth_psnr"]["value"] == 100
     assert metrics["fid"]["value"] == pytest.approx(0, abs=1e-6)
     assert metrics["psnr"]["value"] < 30
     assert (metrics["fid"]["n"], metrics["fid"]["n_reference"]) == (12, 12)
@@ -49,10 +49,10 @@ def test_evaluating_the_truth_gives_perfect_scores(tmp_path):
         if entry["ci95"]:
             assert entry["ci95"][0] <= entry["value"] <= entry["ci95"][1]
     other, _ = evaluate(cats.path, cats.path, dogs.path, None, PETS)
-    assert (other["psnr"]["value"], other["l2"]["value"], other["factor_error"]["value"]) == (100, 0, 0)
+    assert (other["psnr"]["value"], other["l2"]["value"], other["attribute_error"]["value"]) == (100, 0, 0)
     assert other["ssim"]["value"] == pytest.approx(1)
     assert other["fid"]["value"] > 1
-    assert "counterpart_psnr" not in other
+    assert "ground_truth_psnr" not in other
 
 
 def test_one_image_leaves_the_distances_empty(tmp_path):
@@ -238,7 +238,7 @@ def test_the_judge_tells_a_true_edit_from_none(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     true, true_rows = evaluate(target, source, None, target, PETS)
     none, none_rows = evaluate(source, source, None, target, PETS)
-    assert "factor_error" not in true
+    assert "attribute_error" not in true
     assert true["edit_error"]["value"] < 0.1
     assert none["edit_error"]["value"] > 0.3
     assert true["kept_error"]["value"] < 0.08
@@ -249,6 +249,6 @@ def test_the_judge_tells_a_true_edit_from_none(tmp_path):
         assert mean["t"] < 0.1
         assert mean["n"] > 0.25, category
         assert sum(true_rows[i]["kept_error"] for i in own) / len(own) < 0.1
-    assert true["edit_error"]["protocol"].endswith("/per-image-mean/edited-factor/vs-counterpart")
-    assert true["kept_error"]["protocol"].endswith("/per-image-mean/other-factors/vs-source")
-    assert "counterpart_psnr" in true
+    assert true["edit_error"]["protocol"].endswith("/per-image-mean/edited-attribute/vs-ground-truth")
+    assert true["kept_error"]["protocol"].endswith("/per-image-mean/other-attributes/vs-source")
+    assert "ground_truth_psnr" in true

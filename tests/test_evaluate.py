@@ -18,6 +18,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from eval.evaluate import evaluate, main
 from eval.metrics.features import Extractor
 from eval.protocols import JUDGE, RECIPES, Protocol, load_protocol
+from eval.records import read_scores
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,7 +79,13 @@ def test_numbers_equal_other_libraries(folders):
     assert scores.metrics["fid"]["value"] == pytest.approx(fid, rel=1e-4)
     low, high = scores.metrics["fid"]["ci95"]
     assert low < scores.metrics["fid"]["value"] < high
-    assert len(scores.replicates["fid"]) == len(scores.replicates["kid"]) == 200
+    assert {key: len(values) for key, values in scores.replicates.items()} == {
+        "fid": 200,
+        "kid": 200,
+        "psnr": 1000,
+        "ssim": 1000,
+        "l2": 1000,
+    }
 
 
 def test_every_file_is_decoded_once(folders, monkeypatch):
@@ -97,20 +104,21 @@ def test_every_file_is_decoded_once(folders, monkeypatch):
     assert twice == set(folders["generated"].glob("*.png"))  # they are also the truth here
 
 
-def test_missing_extra_and_unreadable_images_are_told(folders, tmp_path, capsys):
+def test_missing_extra_and_unreadable_images_are_printed(folders, tmp_path, capsys):
     (folders["source"] / "i00.png").unlink()
     (folders["generated"] / "i01.png").unlink()
     (folders["generated"] / "i02.png").write_bytes((folders["generated"] / "i02.png").read_bytes()[:200])
     main(command(folders, "--output", str(tmp_path / "out")))
-    told = capsys.readouterr().out
-    assert "1 without a result: i01" in told
-    assert "1 results without a source: i00" in told
-    assert "1 unreadable: i02" in told
-    assert "9 images, protocol pets/1" in told
-    assert "biased upwards" in told
-    assert "Embedded world" in told
+    printed = capsys.readouterr().out
+    assert "1 without a result: i01" in printed
+    assert "1 results without a source: i00" in printed
+    assert "1 unreadable: i02" in printed
+    assert "9 images, protocol pets/1" in printed
+    assert "biased upwards" in printed
+    assert "Pets, a synthetic benchmark" in printed
     assert {entry["n"] for entry in written(tmp_path / "out").values()} == {9}
-    content = json.loads((tmp_path / "out" / "metrics.json").read_bytes())
+    content = read_scores(tmp_path / "out")
+    assert content["protocol"] == "pets/1"
     assert content["pairing"] == {"missing": ["i01"], "extra": ["i00"], "unreadable": ["i02"]}
     lines = (tmp_path / "out" / "per_image.csv").read_text().splitlines()
     assert len(lines) == 10
@@ -204,24 +212,24 @@ def all_broken(folders):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "printed"),
     [
         (spoil_size, "i03.png has 32×32 pixels and"),
         (spoil_source, "takes squares of at least 64×64"),
         (no_results, "there is nothing to score"),
         (two_stems, "which pairs images; rename one"),
         (empty_reference, "has no images"),
-        (no_folder, "is not a folder"),
+        (no_folder, "does not exist or is no folder"),
         (all_broken, "none of the 12 images"),
     ],
 )
-def test_mistakes_end_in_one_sentence(folders, spoil, told, capsys):
+def test_mistakes_end_in_one_sentence(folders, spoil, printed, capsys):
     spoil(folders)
     with pytest.raises(SystemExit) as stopped:
         main(command(folders))
     captured = capsys.readouterr()
     assert stopped.value.code == 2
-    assert told in captured.err
+    assert printed in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
 
@@ -235,12 +243,10 @@ def test_features_that_are_no_numbers_are_refused(folders):
 @pytest.mark.parametrize("name", RECIPES)
 def test_protocols_are_those_of_the_configuration(name):
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        editing = name in ("pets_edit", "zero_shot", "pie_bench")
         experiment = {"pets_edit": "pets_edit", "zero_shot": "zero_shot_sd14", "pie_bench": "pie_bench_sd14"}
         chosen = experiment.get(name, "pets_cat2dog" if name == "pets" else "cat2dog")
         node = compose("config", [f"experiment={chosen}", f"protocol={name}"]).protocol
         recipe = RECIPES[name]
-        assert node.editing == editing
         assert (node.name, node.resize, node.reference_resize) == (recipe.name, recipe.resize, recipe.reference_resize)
         assert recipe.size in (node.size, None)
         assert (recipe.size is None) == (name in ("zero_shot", "pie_bench"))
@@ -256,7 +262,7 @@ def test_protocols_are_those_of_the_configuration(name):
         assert (node.lpips and Path(node.lpips.path).name) == recipe.lpips
 
 
-def test_an_unknown_protocol_is_told(tmp_path):
+def test_an_unknown_protocol_is_printed(tmp_path):
     with pytest.raises(ValueError, match="choose one of cyclediffusion, egsde, pets"):
         load_protocol("fid", None, tmp_path)
 

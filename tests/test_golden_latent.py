@@ -136,17 +136,17 @@ def test_fewer_codes_than_steps(parity):
     parity(CODE, "edited latents, encoded in part", decode(code, target, timesteps, 0.1, end), data["e.out_latent_s3"])
 
 
-class ChainNoise:
-    """Recorded draws of several chains, each replayed in its own order."""
+class EncodingNoise:
+    """Recorded draws of several encodings, each replayed in its own order."""
 
-    def __init__(self, chains: list[list[Tensor]]):
-        self.chains = chains
+    def __init__(self, draws: list[list[Tensor]]):
+        self.draws = draws
 
-    def rows(self, start: int, stop: int) -> "ChainNoise":
-        return ChainNoise(self.chains[start:stop])
+    def rows(self, start: int, stop: int) -> "EncodingNoise":
+        return EncodingNoise(self.draws[start:stop])
 
     def randn_like(self, x: Tensor) -> Tensor:
-        return torch.cat([chain.pop(0) for chain in self.chains])
+        return torch.cat([draws.pop(0) for draws in self.draws])
 
 
 def test_ensemble(parity):
@@ -154,20 +154,20 @@ def test_ensemble(parity):
     data, config = golden(NAME), header("ensemble")
     grid = Grid(config["n_trials"], tuple(config["enc"]), tuple(config["skips"]), tuple(config["dec"]))
     every = grid.candidates()
-    lengths = {c.chain: 99 - c.skip for c in every}
+    lengths = {c.encoding: 99 - c.skip for c in every}
     draws = iter(data["ens.enc_noise"])
-    noise = {chain: [next(draws) for _ in range(length)] for chain, length in lengths.items()}
+    noise = {encoding: [next(draws) for _ in range(length)] for encoding, length in lengths.items()}
     order = sorted(every, key=lambda c: c.skip)
-    paths = list(dict.fromkeys(c.chain for c in order))
-    scales = {c.chain: c.source_guidance for c in every}
+    encodings = list(dict.fromkeys(c.encoding for c in order))
+    scales = {c.encoding: c.source_guidance for c in every}
     mean, logvar = data["moments"][:1].float().chunk(2, dim=1)
     x0 = header("scale_factor") * (mean + (logvar.clamp(-30, 20) / 2).exp() * data["ens.posterior_noise"])
     found = decode_candidates(
-        x0.expand(len(paths), -1, -1, -1),
-        denoiser(["src1"] * len(paths), [scales[path] for path in paths]),
+        x0.expand(len(encodings), -1, -1, -1),
+        denoiser(["src1"] * len(encodings), [scales[i] for i in encodings]),
         denoiser(["tgt1"] * len(order), [c.guidance for c in order]),
-        ChainNoise([noise[path] for path in paths]),
-        [(paths.index(c.chain), 99 - c.skip) for c in order],
+        EncodingNoise([noise[i] for i in encodings]),
+        [(encodings.index(c.encoding), 99 - c.skip) for c in order],
         T=99,
         eta=0.1,
     )

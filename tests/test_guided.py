@@ -63,10 +63,10 @@ def test_ilvr_needs_a_network_with_a_variance():
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"), [({"variance": "none"}, "learned, small or large"), ({"range_t": -1}, "at least 0")]
+    ("settings", "message"), [({"variance": "none"}, "learned, small or large"), ({"range_t": -1}, "at least 0")]
 )
-def test_ilvr_refuses_nonsense(settings, told):
-    with pytest.raises(ValueError, match=told):
+def test_ilvr_refuses_nonsense(settings, message):
+    with pytest.raises(ValueError, match=message):
         ILVR("20", 4, **settings)
 
 
@@ -117,7 +117,7 @@ def test_energies_pull_as_they_should():
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"t0": 0}, "t0 must be between 1 and T = 100; got 0"),
         ({"repeats": 0}, "repeats must be at least 1"),
@@ -125,7 +125,7 @@ def test_energies_pull_as_they_should():
         ({"similarity_s": "l1"}, "similarity_s must be cosine or neg_l2; got 'l1'"),
     ],
 )
-def test_egsde_refuses_nonsense(settings, told):
+def test_egsde_refuses_nonsense(settings, message):
     complete = {"T": 100, "t0": 50, "lambda_s": 1.0, "lambda_i": 1.0, "down_N": 4, "extractor": extractor, **settings}
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         EGSDE(**complete)

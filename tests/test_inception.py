@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from eval.evaluate import evaluate as score
+from eval.files import read_picture
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.inception import CLEAN_FID, PYTORCH_FID, clean_fid, pytorch_fid
-from eval.metrics.pictures import read_picture
 from eval.protocols import Protocol
 
 ROOT = Path(__file__).parents[1]

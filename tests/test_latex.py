@@ -3,35 +3,33 @@ import re
 import pytest
 
 from eval.report.latex import escape, to_latex
+from eval.report.rows import TableRow
 from eval.report.sections import Column, Section
 
 COLUMNS = [
-    Column("fid", "FID ↓", 2),
-    Column("kid", "KID×10³ ↓", 2, 1000),
+    Column("fid", "FID", 2, higher=False),
+    Column("kid", "KID×10³", 2, 1000, higher=False),
     Column("paper_fid", "paper FID", 2),
-    Column("psnr", "PSNR dB ↑", 2),
+    Column("psnr", "PSNR dB", 2, higher=True),
 ]
 
 
-def values(fid, kid, psnr, **more):
-    metrics = {"psnr": {"ci95": [psnr - 0.5, psnr + 0.5]}}
-    return {"fid": fid, "kid": kid, "psnr": psnr, "metrics": metrics, **more}
+def row(label, fid, kid, psnr, marks=None, std=None, **more):
+    metrics = {"psnr": {"ci95": [psnr - 0.5, psnr + 0.5]}, "fid": {"ci95": None}, "kid": {"ci95": None}}
+    return TableRow(label, [], metrics, {"fid": fid, "kid": kid, "psnr": psnr, **more}, std or {}, marks or {})
 
 
 def section(**changes):
     rows = [
-        (
-            "m_1 (η=0.1, 50 %)",
-            values(20.0, 0.004, 18.0, paper_fid="18.50 ±0.25 p*", marks={"fid": "best", "psnr": "tied"}),
-        ),
-        (r"[\input{x}] & # $ ~ ^ { } < >", values(30.0, None, 18.5, marks={"psnr": "best"})),
+        row("m_1 (η=0.1, 50 %)", 20.0, 0.004, 18.0, {"fid": "best", "psnr": "tied"}, paper_fid="18.50 ±0.25 p*"),
+        row(r"[\input{x}] & # $ ~ ^ { } < >", 30.0, None, 18.5, {"psnr": "best"}),
     ]
     fields = {
         "title": "t: 2 images_of \\photos",
-        "warnings": ["Embedded world: 100 % small."],
+        "warnings": ["Pets: 100 % small."],
         "notes": ["FID ↓: a\n\\b"],
     }
-    return Section(**{**fields, "columns": COLUMNS, "rows": rows, "digest": "d", "picture": "", **changes})
+    return Section(**{**fields, "columns": COLUMNS, "rows": rows, "data": {}, "picture": None, **changes})
 
 
 def parse(text):
@@ -85,10 +83,11 @@ def test_a_row_cannot_begin_with_an_argument_or_a_command():
 def test_the_caption_says_what_the_numbers_are():
     text = to_latex(section())
     caption = re.search(r"\\caption\{(.*)\}", text).group(1)
-    assert caption.startswith(r"t: 2 images\_of \textbackslash{}photos. Embedded world: 100 \% small.")
-    for said in ("Bold: best", "Underlined: cannot be told apart", r"$\pm$: half of the 95 \% interval"):
+    assert caption.startswith(r"t: 2 images\_of \textbackslash{}photos. Pets: 100 \% small.")
+    tied = r"Underlined: tied with the best of the column (paired bootstrap, 95 \%)"
+    for said in ("Bold: best", tied, r"$\pm$: half of the 95 \% interval"):
         assert said in caption
-    plain = to_latex(section(rows=[("m", values(1.0, 1.0, 1.0, std={"psnr": 0.1}))]))
+    plain = to_latex(section(rows=[row("m", 1.0, 1.0, 1.0, std={"psnr": 0.1})]))
     assert "Bold" not in plain
     assert "standard deviation over seeds" in plain
 
@@ -102,4 +101,4 @@ def test_each_special_letter_is_escaped_once(letter):
     text = escape(f"a{letter}b")
     assert text.startswith("a\\")
     assert text.endswith("b")
-    parse(to_latex(section(title=letter, rows=[(letter, values(1.0, 1.0, 1.0))])))
+    parse(to_latex(section(title=letter, rows=[row(letter, 1.0, 1.0, 1.0)])))

@@ -141,7 +141,7 @@ def test_a_pickle_that_needs_code_is_refused_and_not_run(tmp_path):
 
 @pytest.mark.parametrize("name", ["whole.pt", "whole.safetensors", "old.pt"])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
-def test_a_truncated_file_is_told(name, share, tmp_path):
+def test_a_truncated_file_is_refused(name, share, tmp_path):
     path = tmp_path / name
     if name == "old.pt":
         torch.save(adm_state(), path, _use_new_zipfile_serialization=False)
@@ -164,16 +164,16 @@ def test_what_is_no_checkpoint(tmp_path):
             read_checkpoint(tmp_path / "other.pt")
 
 
-def test_wrong_architectures_are_told_apart(tmp_path):
+def test_wrong_architectures_are_recognised(tmp_path):
     adm = saved(tmp_path / "adm.pt", adm_state())
     ddpm = saved(tmp_path / "ddpm.pt", state_of("tiny_nets", "ddpm_target."))
     dse = saved(tmp_path / "dse.pt", state_of("tiny_nets", "dse."))
     with pytest.raises(
         UserError, match=r"missing \(conv_in\.bias, conv_in\.weight, conv_out\.bias, …\); \d+ unexpected"
-    ) as told:
+    ) as caught:
         load_ddpm(adm, **DDPM)
     assert "a guided-diffusion (ADM) network of width 32 that reads 3 channels, with a learned variance" in str(
-        told.value
+        caught.value
     )
     with pytest.raises(UserError, match=r"looks like a DDPM network .* of width 32"):
         load_adm(ddpm, **ADM)

@@ -1,4 +1,4 @@
-"""Who has a run's folder: processes of one machine, and what a file tells of those on others."""
+"""Who has a run's folder: processes of one machine, and what a file says of those on others."""
 
 import json
 import os
@@ -62,12 +62,12 @@ def test_the_owner_is_named_and_the_folder_is_free_afterwards(tmp_path):
 
 def test_a_living_process_is_respected_and_a_killed_one_is_not(tmp_path, ready):
     process = holder(tmp_path, ready)
-    told = (
+    sentence = (
         rf"{tmp_path} is being made by process {process.pid} on {socket.gethostname()} since .*\(python run.py seed=7\)"
     )
-    with pytest.raises(UserError, match=told), claimed(tmp_path, ""):
+    with pytest.raises(UserError, match=sentence), claimed(tmp_path, ""):
         pass
-    with pytest.raises(UserError, match=told), claimed(tmp_path, ""):  # the refused one has broken nothing
+    with pytest.raises(UserError, match=sentence), claimed(tmp_path, ""):  # the refused one has broken nothing
         pass
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -89,8 +89,8 @@ def test_a_machine_that_gives_signs_of_life_is_respected(tmp_path, quick):
     ended = threading.Event()
     beating = threading.Thread(target=lock._beat, args=(tmp_path / OWNER, ended), daemon=True)
     beating.start()
-    told = r"by process 4 on elsewhere since 2025-.*\(python run\.py seed=9\)"
-    with pytest.raises(UserError, match=told), claimed(tmp_path, ""):
+    sentence = r"by process 4 on elsewhere since 2025-.*\(python run\.py seed=9\)"
+    with pytest.raises(UserError, match=sentence), claimed(tmp_path, ""):
         pass
     assert json.loads((tmp_path / OWNER).read_bytes())["host"] == "elsewhere"
     ended.set()
@@ -101,7 +101,7 @@ def test_a_machine_that_gives_signs_of_life_is_respected(tmp_path, quick):
 
 @pytest.mark.parametrize("clock", [-4e8, 4e8])
 def test_clocks_need_not_agree(tmp_path, quick, monkeypatch, clock):
-    """This machine's clock is years off the file system's; an owner silent for long is passed over at once."""
+    """This machine's clock is years off the file system's; an owner silent for long is ignored at once."""
     left_by(tmp_path, "elsewhere")
     old = time.time() - 10
     os.utime(tmp_path / OWNER, (old, old))
@@ -140,8 +140,8 @@ def test_the_owner_gives_signs_of_life(tmp_path, quick):
 @pytest.mark.parametrize("place", ["run", "."])
 def test_where_nothing_can_be_written(tmp_path, place):
     (tmp_path / "file").write_text("mine")
-    told = r"file.* cannot be written \((File exists|Not a directory)\)"
-    with pytest.raises(UserError, match=told), claimed(tmp_path / "file" / place, ""):
+    sentence = r"file.* cannot be written \((File exists|Not a directory)\)"
+    with pytest.raises(UserError, match=sentence), claimed(tmp_path / "file" / place, ""):
         pass
     assert (tmp_path / "file").read_text() == "mine"
 

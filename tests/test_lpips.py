@@ -7,8 +7,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from eval.metrics.features import MARK
 from eval.metrics.lpips import CHUNK, SMALLEST, lpips_network
+from eval.random_mark import MARK
 
 NAMES = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
 

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from .finished_run import rewrite, scores_of
 from .test_page import IDS, make_run, write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -62,7 +63,7 @@ def visit(browser):
 
 
 def column(task, method, key):
-    (path,) = task.glob(f"{method}-*/per_image.csv")
+    (path,) = task.glob(f"{method}-*/scores/*/per_image.csv")
     with path.open() as file:
         return {row["id"]: float(row[key]) for row in csv.DictReader(file)}
 
@@ -87,10 +88,9 @@ def test_a_header_sorts_the_table(task, visit):
 
 def test_rows_and_images_without_a_number_stay_last(tmp_path, visit):
     for seed, method in enumerate("abc"):
-        folder = make_run(
-            tmp_path / "t", method, seed=seed, run={"images_per_second": None if method == "a" else 2.0 + seed}
-        )
-    path = folder / "per_image.csv"
+        costs = {"images_per_second": None if method == "a" else 2.0 + seed}
+        folder = make_run(tmp_path / "t", method, seed=seed, run={"costs": costs})
+    path = scores_of(folder) / "per_image.csv"
     path.write_text(re.sub(r"cat4,[^,]*", "cat4,inf", re.sub(r"cat2,[^,]*", "cat2,", path.read_text())))
     write(tmp_path / "t")
     page = visit(tmp_path / "t")
@@ -155,7 +155,7 @@ def test_enlarging_comparing_and_moving(task, visit):
     psnr = column(task, "m", "psnr")["cat1"]
     assert f"PSNR dB {psnr:.2f}" in page.locator("#viewer .numbers").inner_text()
     page.keyboard.press("Space")
-    assert visible(page)[:2] == ["data", "photos-d1"]
+    assert visible(page)[:2] == ["data", "cats-d1"]
     assert page.locator(".what").inner_text() == "source"
     page.keyboard.press("Space")
     assert visible(page)[0].startswith("m-")
@@ -307,8 +307,24 @@ def test_a_page_without_results(tmp_path, visit):
     make_run(tmp_path / "t", "m", done=False)
     write(tmp_path / "t")
     page = visit(tmp_path / "t")
-    assert "running: 5 of 5 images" in page.locator("main").inner_text()
+    assert "running, 5 of 5 images" in page.locator("main").inner_text()
     assert page.locator("table").count() == page.locator(".gallery").count() == 0
+
+
+def test_images_without_sources(tmp_path, visit):
+    """The first result takes the place of the source in comparisons."""
+    for seed, method in enumerate("mn"):
+        folder = make_run(tmp_path / "t", method, seed=seed)
+        rewrite(folder / "run.json", lambda run: run["data"].update(source=None, ground_truth=None))
+    write(tmp_path / "t")
+    page = visit(tmp_path / "t")
+    page.locator(".tile").first.click()
+    for key, expected in {"Shift": "cat0: m", "ArrowDown": "cat0: n", "ArrowUp": "cat0: m"}.items():
+        page.keyboard.press(key)
+        assert page.locator("#viewer h2").inner_text() == expected
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Space")
+    assert page.locator(".what").inner_text() == "m"
 
 
 def test_one_image(tmp_path, visit):

@@ -71,7 +71,10 @@ def test_similarity_is_torchmetrics_inside_of_the_border(pair):
 def test_similarity_of_the_background_is_torchmetrics_with_its_border(pair):
     nowhere = torch.zeros(len(pair[0]), 1, *pair[0].shape[-2:], dtype=torch.bool)
     expected = torchmetrics_map(*pair).mean(dim=(1, 2, 3))
-    assert torch.allclose(background(*pair, nowhere)["ssim"], expected, rtol=0, atol=1e-12)
+    found = background(*pair, nowhere)["ssim"]
+    assert found.dtype == torch.float64
+    flat = pair is PAIRS["constant"]  # float32, in which the evaluator works, rounds most where variances are 0
+    assert torch.allclose(found, expected, rtol=0, atol=2e-4 if flat else 1e-5)
 
 
 def test_similarity_of_constant_images_is_the_formulas():
@@ -94,7 +97,7 @@ def test_images_smaller_than_the_window_are_refused():
     with pytest.raises(ValueError, match="11×11 pixels at least; got 10×12"):
         ssim(a, a)
     nowhere = torch.zeros(1, 1, 10, 12, dtype=torch.bool)
-    assert background(a, a, nowhere)["ssim"].item() == pytest.approx(1)
+    assert background(a, a, nowhere)["ssim"].item() == pytest.approx(1, abs=1e-5)
     with pytest.raises(ValueError, match="6×6 pixels at least; got 5×12"):
         background(a[:, :, :5], a[:, :, :5], nowhere[:, :, :5])
 
@@ -111,9 +114,9 @@ def test_the_background_is_pnpinversions():
     found = background(a, b, mask)
     for i in range(3):
         x, y = ((image[i : i + 1].float() / 255 * (1 - mask[i : i + 1].float())).contiguous() for image in (a, b))
-        assert found["psnr"][i].item() == pytest.approx(PeakSignalNoiseRatio(data_range=1.0)(x, y).item(), abs=1e-4)
+        assert found["psnr"][i].item() == pytest.approx(PeakSignalNoiseRatio(data_range=1.0)(x, y).item(), abs=1e-5)
         similarity = StructuralSimilarityIndexMeasure(data_range=1.0)(x, y).item()
-        assert found["ssim"][i].item() == pytest.approx(similarity, abs=1e-5)
+        assert found["ssim"][i].item() == pytest.approx(similarity, abs=1e-6)
         assert found["mse"][i].item() == pytest.approx(MeanSquaredError()(x, y).item(), rel=1e-5)
         outside = ((a[i].double() - b[i]) / 255)[:, ~mask[i, 0]].square().sum().item()
         assert found["mse"][i].item() == pytest.approx(outside / (3 * 64 * 64), rel=1e-12)

@@ -22,9 +22,9 @@ PAPER = {
 }  # fmt: skip
 
 
-def table(task, name="egsde/1", dataset="set", **record):
+def table(task, name="egsde/1", about=None, **record):
     folder = write_run(task, "m", **{"synthetic": False, **record})
-    rewrite(folder / "run.json", lambda run: run["data"].update(dataset=dataset))
+    rewrite(folder / "run.json", lambda run: run["data"].update({"dataset": "set", **(about or {})}))
     values = {"fid": metric("fid", 20.0), "kid": metric("kid", 0.004), "psnr": metric("psnr", 18.0, [17.5, 18.5])}
     write_scores(folder, values, protocol=name)
     (task / "paper.json").write_text(json.dumps(PAPER))
@@ -44,8 +44,14 @@ def test_a_difference_is_shown_where_protocols_agree(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"dataset": None}, {"published_settings": False}, {"tier": "quick"}, {"name": "cyclediffusion/1"}],
-    ids=["other images", "other settings", "another tier", "another protocol"],
+    [
+        {"about": {"dataset": None}},
+        {"about": {"missing": ["x.png"], "of": 4}},
+        {"published_settings": False},
+        {"tier": "quick"},
+        {"name": "cyclediffusion/1"},
+    ],
+    ids=["other images", "fewer images", "other settings", "another tier", "another protocol"],
 )
 def test_no_difference_where_something_else_was_done(change, tmp_path):
     text = table(tmp_path, **change)

@@ -1,4 +1,4 @@
-"""Fast forms of networks: what they compute, and the bound on what that does to images."""
+"""Networks in 16 bits or compiled: what they compute, and the bound on what that does to images."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from cyclediff.errors import UserError
 from cyclediff.models.inference import Evaluation, for_inference
 from cyclediff.pets.networks import load
 from cyclediff.runtime import precision
-from cyclediff.runtime.precision import exact, insist_on_bound
+from cyclediff.runtime.precision import exact, require_precision
 
 from .forking import finish
 from .test_pets import WEIGHTS
@@ -45,11 +45,11 @@ def test_autocast_is_what_it_says():
     assert not torch.equal(out, evaluation.exact(X, T))
 
 
-def test_float32_is_its_own_judge():
+def test_float32_is_exact_already():
     assert for_inference(*network(), "cpu").exact is None
 
 
-def test_an_embedded_network_in_bfloat16_is_close_and_its_exact_form_is_float32s():
+def test_a_pets_network_in_bfloat16_is_close_and_its_exact_network_is_float32s():
     path = str(WEIGHTS / "cat.safetensors")
     half, full = load(path, dtype="bfloat16").condition(), load(path).condition()
     x, t = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.tensor([400])
@@ -63,17 +63,17 @@ def test_an_embedded_network_in_bfloat16_is_close_and_its_exact_form_is_float32s
 def test_compiled_networks_compute_the_same_for_every_batch_size():
     conv, call = network()
     evaluation = for_inference(conv, lambda xt, t: nn.functional.silu(call(xt, t)), "cpu", compile_mode="default")
-    first, kept = evaluation(X, T), None
+    first = evaluation(X, T)
     kept = first.clone()
     for x, t in ((X, T), (X[:1], T[:1]), (X.repeat(3, 1, 1, 1), T.repeat(3))):
         torch.testing.assert_close(evaluation(x, t), evaluation.exact(x, t))
     assert torch.equal(first, kept)  # later evaluations do not write into it
 
 
-@pytest.mark.parametrize("form", [{"dtype": "float64"}, {"compile_mode": "fastest"}])
-def test_forms_that_there_are_not(form):
+@pytest.mark.parametrize("mode", [{"dtype": "float64"}, {"compile_mode": "fastest"}])
+def test_unknown_precision_modes(mode):
     with pytest.raises(UserError, match=r"must be .*one of"):
-        for_inference(*network(), "cpu", **form)
+        for_inference(*network(), "cpu", **mode)
 
 
 def test_a_denoiser_of_a_plain_network_is_exact_already():
@@ -85,39 +85,39 @@ def test_a_denoiser_of_a_plain_network_is_exact_already():
 @pytest.mark.parametrize("error", [0.001, 0.0199])
 def test_the_bound_is_psnr(error, capsys):
     images = X.clamp(-1, 1)
-    told = insist_on_bound("m", "bfloat16", lambda exactly: images if exactly else images + error)
-    assert told == pytest.approx(20 * math.log10(2 / error), abs=1e-4)
-    assert told == pytest.approx(peak_signal_noise_ratio(images + error, images, data_range=2.0).item(), abs=1e-3)
-    assert f"bfloat16, {told:.1f} dB from float32's images (2 images; at least 40)" in capsys.readouterr().out
+    found = require_precision("m", "bfloat16", lambda exactly: images if exactly else images + error)
+    assert found == pytest.approx(20 * math.log10(2 / error), abs=1e-4)
+    assert found == pytest.approx(peak_signal_noise_ratio(images + error, images, data_range=2.0).item(), abs=1e-3)
+    assert f"bfloat16, {found:.1f} dB from float32's images (2 images; at least 40)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [0.0201, float("nan")])
 def test_what_is_too_far_is_refused(error):
     with pytest.raises(UserError, match=r"m with networks in bfloat16 gives images (40.0|39.9|nan) dB from float32's"):
-        insist_on_bound("m", "bfloat16", lambda exactly: X if exactly else X + error)
+        require_precision("m", "bfloat16", lambda exactly: X if exactly else X + error)
 
 
 def stricter():
     precision.LEAST = 200.0
 
 
-CELL = [SMALL, "method=sdedit", "steps=few", "data.limit=3", "dtype=bfloat16"]
+RUN = [SMALL, "method=sdedit", "steps=few", "data.limit=3", "dtype=bfloat16"]
 
 
 def test_a_run_says_how_close_it_is_or_is_refused_before_its_first_image(tmp_path):
-    settings = [*CELL, f"paths.outputs={tmp_path / 'out'}", f"paths.cache={tmp_path / 'cache'}", "batch_size=auto"]
-    code, told = finish(settings, tmp_path / "log", stricter)
+    settings = [*RUN, f"paths.outputs={tmp_path / 'out'}", f"paths.cache={tmp_path / 'cache'}", "batch_size=auto"]
+    code, printed = finish(settings, tmp_path / "log", stricter)
     assert code == 2
-    assert "error: sdedit with networks in bfloat16 gives images" in told
+    assert "error: sdedit with networks in bfloat16 gives images" in printed
     assert not list(tmp_path.glob("out/*/*/images/*"))
-    code, told = finish(settings, tmp_path / "log")
-    assert code == 0, told
+    code, printed = finish(settings, tmp_path / "log")
+    assert code == 0, printed
     (record,) = (json.loads(path.read_bytes()) for path in tmp_path.glob("out/*/*/run.json"))
-    assert f"{record['psnr_to_float32']:.1f} dB from float32's images" in told
-    assert record["identity"]["dtype"] == {"target": "bfloat16"}
+    assert f"{record['psnr_to_float32']:.1f} dB from float32's images" in printed
+    assert record["identity"]["task"]["target_model"]["dtype"] == "bfloat16"
     assert record["batch_size"] in (1, 2)
-    code, told = finish([*settings, "seed=2"], tmp_path / "log")
-    assert code == 0, told
+    code, printed = finish([*settings, "seed=2"], tmp_path / "log")
+    assert code == 0, printed
     sizes = json.loads((tmp_path / "cache" / "batch_sizes.json").read_bytes())
     assert list(sizes.values()) == [record["batch_size"]]
-    assert f"batch size {record['batch_size']} (remembered)" in told
+    assert f"batch size {record['batch_size']} (remembered)" in printed

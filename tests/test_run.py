@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclediff.models.checkpoint import MARK
+from eval.random_mark import MARK
 
 from .forking import run
 from .nets import state_of

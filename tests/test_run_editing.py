@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from cyclediff.models.checkpoint import MARK
 from eval.evaluate import evaluate as score
 from eval.metrics.clip import open_clip_scorer
 from eval.protocols import Protocol
+from eval.random_mark import MARK
 
 from .forking import run
 from .test_run import ROOT, command, contents

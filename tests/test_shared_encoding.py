@@ -37,7 +37,7 @@ def one_by_one(method, model, edits, image, candidate):
     texts = edits.texts[image]
     source = model.condition([texts[0]], candidate.source_guidance)
     target = model.condition([texts[1]], candidate.guidance)
-    noise = Noise(edits.seed, [edits.ids[image]], candidate.chain)
+    noise = Noise(edits.seed, [edits.ids[image]], candidate.encoding)
     if method.starts_at:
         method = replace(method, **{method.starts_at: method.num_steps - candidate.skip})
     return method(edits.x0[image : image + 1], source, target, noise)[0]
@@ -50,8 +50,8 @@ def one_by_one(method, model, edits, image, candidate):
 ], ids=["cyclediffusion", "cyclediffusion_cac", "sdedit", "sdedit_cac"])  # fmt: skip
 def test_candidates_in_batches_equal_single_ones(method, size, model, edits):
     seen = set()
-    for units in split(method, GRID, 2, size, shared_path=False):
-        found = edit(method, model, edits, GRID, units, shared_path=False)
+    for units in split(method, GRID, 2, size, shared_encoding=False):
+        found = edit(method, model, edits, GRID, units, shared_encoding=False)
         for (image, candidate), latent in zip(units, found, strict=True):
             seen.add((image, candidate.index))
             if (candidate.index + image) % 3 == 0:
@@ -62,24 +62,24 @@ def test_candidates_in_batches_equal_single_ones(method, size, model, edits):
 def test_ddib_candidates(model, edits):
     method = DDIB("10", False, "latent")
     grid = Grid(1, (1.0,), (0,), (1.0, 3.0))
-    (units,) = split(method, grid, 2, 10, shared_path=False)
-    found = edit(method, model, edits, grid, units, shared_path=False)
+    (units,) = split(method, grid, 2, 10, shared_encoding=False)
+    found = edit(method, model, edits, grid, units, shared_encoding=False)
     for (image, candidate), latent in zip(units, found, strict=True):
         assert torch.allclose(latent, one_by_one(method, model, edits, image, candidate), atol=2e-4)
 
 
-def test_a_shared_path_starts_all_skips_of_a_trial_from_one_trajectory(model, edits):
-    """The candidate that starts highest is the one of a path of its own; with the source's text all return x0."""
-    for units in split(METHOD, GRID, 2, 100, shared_path=True):
-        found = edit(METHOD, model, edits, GRID, units, shared_path=True)
+def test_a_shared_encoding_holds_all_skips_of_a_trial(model, edits):
+    """The candidate that starts highest has an encoding of its own; with the source's text all return x0."""
+    for units in split(METHOD, GRID, 2, 100, shared_encoding=True):
+        found = edit(METHOD, model, edits, GRID, units, shared_encoding=True)
         for (image, candidate), latent in zip(units, found, strict=True):
             if candidate.skip == min(GRID.skip):
-                path = replace(candidate, chain=candidate.chain // len(GRID.skip))
-                assert torch.allclose(latent, one_by_one(METHOD, model, edits, image, path), atol=2e-4)
+                shared = replace(candidate, encoding=candidate.encoding // len(GRID.skip))
+                assert torch.allclose(latent, one_by_one(METHOD, model, edits, image, shared), atol=2e-4)
     same = replace(edits, texts=[(source, source) for source, _ in TEXTS])
     grid = Grid(1, (1.0,), (2, 5), (1.0,))
-    for units in split(METHOD, grid, 2, 100, shared_path=True):
-        out = edit(METHOD, model, same, grid, units, shared_path=True)
+    for units in split(METHOD, grid, 2, 100, shared_encoding=True):
+        out = edit(METHOD, model, same, grid, units, shared_encoding=True)
         assert torch.allclose(out, edits.x0[[image for image, _ in units]], atol=1e-4)
 
 
@@ -102,9 +102,9 @@ def test_rows_of_the_papers_search(size):
     method = CycleDiffusion(T=99, T_es=99, eta=0.1, spacing="latent")
     assert len(paper.candidates()) == 540
     official = official_rows(15, paper.source_guidance, paper.skip, paper.guidance, 99)
-    assert count_rows(method, paper, size, shared_path=False) == official
+    assert count_rows(method, paper, size, shared_encoding=False) == official
     if size >= 64:
-        saved = 1 - count_rows(method, paper, size, shared_path=True) / official
+        saved = 1 - count_rows(method, paper, size, shared_encoding=True) / official
         assert saved == pytest.approx(0.064, abs=0.01)
 
 
@@ -120,11 +120,11 @@ def test_rows_are_what_the_network_really_sees(model, edits):
     watched = replace(model, network=counting)
     for method in (METHOD, replace(METHOD, attention=CONTROL)):
         seen = 0
-        for units in split(method, GRID, 1, 8, shared_path=False):
-            edit(method, watched, one, GRID, units, shared_path=False)
+        for units in split(method, GRID, 1, 8, shared_encoding=False):
+            edit(method, watched, one, GRID, units, shared_encoding=False)
         assert (
             seen
-            == count_rows(method, GRID, 8, shared_path=False)
+            == count_rows(method, GRID, 8, shared_encoding=False)
             == official_rows(2, (1.0, 1.5), (2, 5), (1.0, 3.0), 10)
         )
 
@@ -138,12 +138,12 @@ def test_candidates_must_be_sorted(model, edits):
         METHOD.candidates(edits.x0, source, target, noise, [(1, 9), (0, 9)])
 
 
-@pytest.mark.parametrize(("grid", "told"), [
+@pytest.mark.parametrize(("grid", "message"), [
     ((0, (1.0,), (1,), (1.0,)), "trials must be at least 1"),
     ((1, (), (1,), (1.0,)), "source_guidance must be a list"),
     ((1, (1.0,), (1, 1), (1.0,)), "skip must be a list of different numbers"),
     ((1, (1.0,), (-1,), (1.0,)), "none negative"),
 ])  # fmt: skip
-def test_bad_grids(grid, told):
-    with pytest.raises(ValueError, match=told):
+def test_bad_grids(grid, message):
+    with pytest.raises(ValueError, match=message):
         Grid(*grid)

@@ -1,4 +1,4 @@
-"""SIGTERM, as schedulers send it: the batch in hand is kept, and the same command goes on."""
+"""SIGTERM, as schedulers send it: the batch in hand is kept, and the same command continues."""
 
 import json
 import os
@@ -11,11 +11,11 @@ import pytest
 from cyclediff.runtime import stop
 
 from .forking import At, start
-from .test_dist import assert_same_tables, one, ranks
+from .test_distributed import assert_same_tables, one, ranks
 from .test_run import SMALL, contents
 
-CELL = [SMALL, "method=sdedit", "steps=few", "data.limit=6", "batch_size=2"]
-AGAIN = "images; the same command goes on from there"
+RUN = [SMALL, "method=sdedit", "steps=few", "data.limit=6", "batch_size=2", "allow_code_change=true"]
+AGAIN = "images; the same command continues from there"
 
 
 def asked(path):
@@ -31,50 +31,52 @@ def records(folder):
 
 
 def test_the_batch_in_hand_is_finished(tmp_path):
-    code, told = one(CELL, tmp_path / "stopped", At("progress.jsonl", 2, asked))
+    code, printed = one(RUN, tmp_path / "stopped", At("progress.jsonl", 2, asked))
     assert code == 0
-    assert told.count(f"stopped after 4 of 6 {AGAIN}") == 1
-    assert "error" not in told
+    assert printed.count(f"stopped after 4 of 6 {AGAIN}") == 1
+    assert "error" not in printed
     assert len(contents(tmp_path / "stopped")) == 4
     assert [record["status"] for record in records(tmp_path / "stopped")] == ["running"]
     assert not list(tmp_path.rglob("metrics.json"))
     assert not list(tmp_path.rglob("table.md"))
-    assert one(CELL, tmp_path / "stopped")[0] == one(CELL, tmp_path / "whole")[0] == 0
+    assert one(RUN, tmp_path / "stopped")[0] == one(RUN, tmp_path / "whole")[0] == 0
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
     assert_same_tables(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_a_signal_after_the_last_look_is_not_lost(monkeypatch):
+def test_a_signal_after_the_last_check_is_not_lost(monkeypatch):
     monkeypatch.setattr(stop, "_asked", threading.Event())
 
     @stop.after_the_batch()
     def batch():
         stop._hear()
-        went_on.append(stop.requested())
+        continued.append(stop.requested())
 
-    went_on = []
+    continued = []
     with pytest.raises(stop.Stopped):
         batch()
-    assert went_on == [True]
+    assert continued == [True]
     with pytest.raises(stop.Stopped):  # outside it is not held
         stop._hear()
 
 
-def test_the_cells_that_follow_are_not_started(tmp_path):
-    code, told = one([*CELL, "method=ddib,sdedit,ilvr"], tmp_path, At("images/source0004.png", 2, asked))
+def test_the_runs_that_follow_are_not_started(tmp_path):
+    code, printed = one([*RUN, "method=ddib,sdedit,ilvr"], tmp_path, At("images/source0004.png", 2, asked))
     assert code == 0
-    assert f"stopped after 6 of 6 {AGAIN}" in told
+    assert f"stopped after 6 of 6 {AGAIN}" in printed
     assert sorted(record["status"] for record in records(tmp_path)) == ["finished", "running"]
 
 
 def test_outside_of_batches_it_ends_at_once(tmp_path):
-    code, told = one(CELL, tmp_path, At("per_image.csv", 1, asked))
+    """While scores are written the images are finished; the same command makes the scores."""
+    code, printed = one(RUN, tmp_path, At("per_image.csv", 1, asked))
     assert code == 0
-    assert stop.STOPPED in told
-    assert [record["status"] for record in records(tmp_path)] == ["running"]
-    assert not list(tmp_path.rglob("metrics.json"))
-    assert one(CELL, tmp_path)[0] == 0
+    assert stop.STOPPED in printed
     assert [record["status"] for record in records(tmp_path)] == ["finished"]
+    assert not list(tmp_path.rglob("metrics.json"))
+    assert not list(tmp_path.rglob("table.md"))
+    assert one(RUN, tmp_path)[0] == 0
+    assert len(list(tmp_path.rglob("metrics.json"))) == len(list(tmp_path.rglob("table.md"))) == 1
 
 
 def test_a_signal_from_another_process(tmp_path):
@@ -95,12 +97,12 @@ def test_a_signal_to_one_of_two_processes_stops_both(who, tmp_path):
     """The first has images 0, 2, 4 …, the second 1, 3, 5 …"""
     faults = [None, None]
     faults[who] = At(f"images/source000{who}.png", 1, asked)
-    codes, told = ranks([*CELL, "data.limit=60", "batch_size=1"], tmp_path, faults)
+    codes, printed = ranks([*RUN, "data.limit=60", "batch_size=1"], tmp_path, faults)
     assert codes == [0, 0]
     made = len(contents(tmp_path))
     assert made < 20
-    assert sum(text.count(f"stopped after {made} of 60 {AGAIN}") for text in told) == 1
-    assert not any("rror" in text for text in told)
+    assert sum(text.count(f"stopped after {made} of 60 {AGAIN}") for text in printed) == 1
+    assert not any("rror" in text for text in printed)
     assert [record["status"] for record in records(tmp_path)] == ["running"]
 
 
@@ -110,21 +112,21 @@ def at_ctrl_c():
 
 
 def test_ctrl_c_is_as_it_was(tmp_path):
-    code, told = one(CELL, tmp_path, at_ctrl_c)
+    code, printed = one(RUN, tmp_path, at_ctrl_c)
     assert code == 130
-    assert f"error: {stop.STOPPED}" in told
+    assert f"error: {stop.STOPPED}" in printed
     assert len(contents(tmp_path)) == 4  # what was made is written
 
 
-def heard_by_another():
-    signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+def taken_by_another():
+    signal.signal(signal.SIGTERM, lambda *_: print("requeued"))
     At("images/source0002.png", 1, asked)()
 
 
-def test_who_hears_sigterm_already_keeps_it(tmp_path):
+def test_an_earlier_handler_of_sigterm_keeps_it(tmp_path):
     """As submitit does, which requeues the job."""
-    code, told = one(CELL, tmp_path, heard_by_another)
+    code, printed = one(RUN, tmp_path, taken_by_another)
     assert code == 0
-    assert "heard" in told
-    assert "stopped" not in told
+    assert "requeued" in printed
+    assert "stopped" not in printed
     assert len(contents(tmp_path)) == 6

@@ -280,17 +280,17 @@ def test_a_long_prompt_is_cut_with_a_warning(model):
         model.condition(["a small ginger cat"])
 
 
-@pytest.mark.parametrize(("break_it", "told"), [
+@pytest.mark.parametrize(("break_it", "message"), [
     (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "holds no safetensors"),
     (lambda f: (f / "model_index.json").unlink(), "no complete folder"),
     (lambda f: (f / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'), "is a FluxPipeline"),
     (lambda f: (f / "scheduler/scheduler_config.json").write_text('{"prediction_type": "sample"}'), "predicts sample"),
     (lambda f: (f / "vae" / "config.json").unlink(), "no complete folder"),
 ])  # fmt: skip
-def test_broken_folders_get_a_sentence(tmp_path, break_it, told):
+def test_broken_folders_get_a_sentence(tmp_path, break_it, message):
     folder = stable_diffusion(tmp_path / "sd")
     break_it(folder)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_text_to_image(str(folder))
     assert "\n" not in str(caught.value)
 

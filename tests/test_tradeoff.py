@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
+from eval.report.rows import Entry, TableRow
 from eval.report.tradeoff import Curve, curves, dominated_area, pareto_front, shares
 
 HIGHER = list(itertools.product([True, False], repeat=2))
@@ -69,9 +70,9 @@ def test_a_flat_box_has_no_shares(found):
     assert shares(found, (True, True)) is None
 
 
-def row(label, method, **values):
+def row(label, method, std=None, **values):
     metrics = {key: {"ci95": [value - 1, value + 2]} for key, value in values.items() if key == "psnr" and value}
-    return label, {"identity": {"method": {"name": method}}, "metrics": metrics, **values}
+    return TableRow(label, [Entry(None, None, {"method": method}, {})], metrics, values, std or {})
 
 
 def test_runs_of_a_method_are_one_curve_from_low_to_high():
@@ -89,6 +90,5 @@ def test_runs_of_a_method_are_one_curve_from_low_to_high():
 
 
 def test_several_seeds_show_their_spread():
-    label, values = row("m", "m", psnr=20.0, fid=5.0)
-    (found,) = curves([(label, {**values, "std": {"psnr": 0.5}})], "psnr", "fid")
+    (found,) = curves([row("m", "m", {"psnr": 0.5}, psnr=20.0, fid=5.0)], "psnr", "fid")
     assert found.bars == [((19.5, 20.5), None)]

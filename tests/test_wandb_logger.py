@@ -17,7 +17,7 @@ from PIL import Image
 from cyclediff.loggers import wandb_logger
 from cyclediff.loggers.log import log
 
-from .finished_run import make_run, only_warning, read_json, set_fid
+from .finished_run import make_run, only_warning, read_json, scores_of, set_fid
 
 WANDB = {"name": "wandb", "project": "p", "entity": None, "mode": "auto", "images": 2, "timeout": 60}
 
@@ -84,19 +84,19 @@ def logged(tmp_path_factory):
     place = tmp_path_factory.mktemp("wandb")
     task = place / "outputs" / "t"
     folder = make_run(task, "m", selection={"candidates": 2, "metric": "ssim", "asked": {"trials": 2}})
-    home, heard = task.parent / ".wandb", []
+    home, warned = task.parent / ".wandb", []
     with wandb_world(place / "home") as (_, server):
         for fid in (40.0, 20.0):
             set_fid(folder, fid)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                log(folder, WANDB)
+                log(folder, scores_of(folder), WANDB)
             kept = [path.name for path in home.glob("offline-run-*")]
-            heard.append(([str(warning.message) for warning in caught], kept))
+            warned.append(([str(warning.message) for warning in caught], kept))
         with pytest.raises(BlockingIOError):  # nobody called the server
             server.accept()
     (file,) = home.glob("offline-run-*/*.wandb")
-    return folder, list(records(file)), heard
+    return folder, list(records(file)), warned
 
 
 def of_kind(found, kind):
@@ -106,8 +106,9 @@ def of_kind(found, kind):
 def test_a_run_says_what_it_is(logged):
     folder, found, _ = logged
     (run,) = of_kind(found, "run")
-    assert (run.project, run.run_group, run.job_type, run.display_name) == ("p", "t", "m", folder.name)
-    assert (run.run_id, run.resume, list(run.tags)) == (f"t-{folder.name}", True, ["embedded"])
+    assert (run.project, run.run_group, run.job_type) == ("p", "t", "m")
+    assert run.display_name == f"{folder.name}-{scores_of(folder).name}"
+    assert (run.run_id, run.resume, list(run.tags)) == (f"t-{run.display_name}", True, ["synthetic"])
     assert "not comparable with any paper" in run.notes
     config = items(run.config.update)
     assert (config["seed"], config["method"], config["provenance"]["code"]) == (1, {"eta": 0.1}, "c0de")
@@ -118,15 +119,15 @@ def test_a_run_says_what_it_is(logged):
 def test_a_run_logged_again_takes_the_place_of_the_first(logged):
     folder, found, ((_, first), (_, second)) = logged
     assert len(first) == len(second) == 1
-    assert first[0].split("-", 3)[3] == second[0].split("-", 3)[3] == f"t-{folder.name}"
+    assert first[0].split("-", 3)[3] == second[0].split("-", 3)[3] == f"t-{folder.name}-{scores_of(folder).name}"
     (run,) = of_kind(found, "run")
-    assert run.run_id == wandb_logger.id_of(Path("/elsewhere/t") / folder.name)
+    assert run.run_id == wandb_logger.id_of(Path("/elsewhere/t") / folder.name, scores_of(folder))
 
 
 def test_every_number_has_its_interval_and_protocol(logged):
     folder, found, _ = logged
     summary = {key: value for update in of_kind(found, "summary") for key, value in items(update.update).items()}
-    metrics = read_json(folder / "metrics.json")["metrics"]
+    metrics = read_json(scores_of(folder) / "metrics.json")["metrics"]
     assert summary["fid"] == 20.0
     for key, said in metrics.items():
         assert summary[key] == said["value"]
@@ -147,7 +148,9 @@ def test_the_first_images_are_in_a_table(logged):
     folder, found, _ = logged
     rows, files = tables(found)["images"]
     assert [(row["id"], row["psnr"], row["ssim"]) for row in rows] == [("a", 0.5, 0.1), ("b", 1.5, None)]
-    folders = {part: folder.parent / "data" / name for part, name in (("source", "cats"), ("counterpart", "dogs"))}
+    folders = {
+        part: folder.parent / "data" / name for part, name in (("source", "cats-d1"), ("ground_truth", "dogs-d1"))
+    }
     for row in rows:
         for part, place in {**folders, "result": folder / "images"}.items():
             with Image.open(BytesIO(files[row[part]["path"]])) as sent, Image.open(place / f"{row['id']}.png") as mine:
@@ -165,10 +168,10 @@ def test_the_tradeoff_is_a_scatter_chart(logged):
 
 
 def test_without_a_login_a_sentence_says_where_the_files_are(logged):
-    folder, _, heard = logged
+    folder, _, warned = logged
     home = folder.parent.parent / ".wandb"
-    for told, _ in heard:
-        (sentence,) = told
+    for sentences, _ in warned:
+        (sentence,) = sentences
         assert f"`wandb sync {home}/offline-run-*`" in sentence
 
 
@@ -249,16 +252,16 @@ def init(**settings): raise RuntimeError("no room\\nleft")
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "reason"),
     [(INIT_RAISES, "RuntimeError: no room left;"), ("raise ImportError('gone')", "ImportError: gone;")],
     ids=["init raises", "not importable"],
 )
-def test_what_goes_wrong_inside_wandb_is_a_warning(task, tmp_path, code, told):
+def test_what_goes_wrong_inside_wandb_is_a_warning(task, tmp_path, code, reason):
     folder = make_run(task, "m")
     with wandb_world(tmp_path / "home") as (patch, _):
         fake_wandb(patch, tmp_path / "fake", code)
         sentence = only_warning(folder, WANDB)
-    assert told in sentence
+    assert reason in sentence
     assert "the same command tries again" in sentence
 
 
@@ -271,6 +274,6 @@ def test_no_room_for_offline_files_is_a_warning(task):
 def test_modes_none_and_disabled_do_nothing(task):
     folder = make_run(task, "m")
     before = sorted(task.parent.rglob("*"))
-    log(folder, {"name": "none"})
-    log(folder, WANDB | {"mode": "disabled"})
+    log(folder, scores_of(folder), {"name": "none"})
+    log(folder, scores_of(folder), WANDB | {"mode": "disabled"})
     assert sorted(task.parent.rglob("*")) == before

@@ -49,7 +49,7 @@ def stable_diffusion(folder: Path, prediction: str = "epsilon", **more) -> Path:
         (folder / "tokenizer" / part.name).write_bytes(part.read_bytes())
     with torch.no_grad():
         for p in text.parameters():
-            p.mul_(5)  # so that two prompts are told apart
+            p.mul_(5)  # so that two prompts differ clearly
     text.save_pretrained(folder / "text_encoder")
     unet().save_pretrained(folder / "unet")
     vae().save_pretrained(folder / "vae")

@@ -5,24 +5,17 @@ import hashlib
 import io
 import json
 import os
-import re
 import tempfile
 import unicodedata
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image
-
 from cyclediff.data.assets import file_sha256
-from cyclediff.data.images import image_size, read_rgb, square, write_atomically, write_png
+from cyclediff.data.images import image_size, read_photo, square, write_atomically, write_png
 from cyclediff.errors import UserError
+from eval import files
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # decoders that strangers may reach: some others run programs
-MOST_PIXELS = 89_478_485  # where Pillow starts to warn: 256 MiB of RGB
-UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # breaks tables, or is no text
 EDITS = "edits.csv"  # texts and masks in a prepared folder of edits
 EDIT_COLUMNS = ("id", "source", "target", "category", "mask")
 
@@ -81,7 +74,7 @@ def prepare_photos(folder: Path, limit: int | None, size: int, resize: str, cach
     """
     paths = list_images(folder)[:limit]
     by_stem: dict[str, Path] = {}
-    for path in paths:  # some file systems do not tell a.png from A.png, or é from e and its accent
+    for path in paths:  # for some file systems a.png and A.png are the same, or é and e with its accent
         other = by_stem.setdefault(unicodedata.normalize("NFC", path.stem.casefold()), path)
         if other is not path:
             raise UserError(
@@ -106,7 +99,7 @@ def raw_folder(folder: Path) -> Folder:
 
 
 def check_dataset(folder: Path, expected: Expected) -> None:
-    """Insist that a folder holds the data set that the protocol means.
+    """Check that a folder holds the data set that the protocol means.
 
     AFHQ v1 and v2 have the same file stems and other pixels, so a mix-up would only show in the numbers.
 
@@ -132,63 +125,18 @@ def check_dataset(folder: Path, expected: Expected) -> None:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files in a folder, sorted by name; hidden and other files and all subfolders are passed over.
+    """The image files of a folder, sorted by name; see `eval.files.list_images`.
 
     Raises:
-        UserError: if the folder is missing, not readable or holds no image, or what has an image's name is no file (a
-            link to nowhere or in a circle, a pipe, a device) or has control characters in it.
-    """
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} does not exist or is no folder; data.source and data.reference are folders of images"
-        )
-    names = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or not entry.name.lower().endswith(SUFFIXES):
-                    continue
-                if UNFIT.search(entry.name):
-                    raise UserError(f"{entry.name!r} in {folder} has control characters or no text in it; rename it")
-                if not entry.is_file(follow_symlinks=False):  # no question to the disk for a plain file
-                    path = Path(entry.path)
-                    if path.is_dir():
-                        continue
-                    if not path.is_file():
-                        raise UserError(f"{path} is a link to nowhere or no plain file; mend or remove it")
-                names.append(entry.name)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror}); make it readable") from error
-    if not names:
-        raise UserError(f"there is no image in {folder}; expected files ending in {' '.join(SUFFIXES)}")
-    return [folder / name for name in sorted(names)]
-
-
-def read_photo(path: Path) -> Image.Image:
-    """An image file of anyone's as upright 8-bit RGB on white (`read_rgb`); of an animation, the first picture.
-
-    What a file holds counts, not its suffix.
-
-    Raises:
-        UserError: if it is no PNG, JPEG, WebP, BMP or TIFF, has more than `MOST_PIXELS` pixels (told before memory is
-            taken), or is damaged.
+        UserError: as that function, and if there is no image.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as file:
-            pixels, unscaled = file.width * file.height, file.mode == "F" or (file.mode, file.format) == ("I", "TIFF")
-        if pixels <= MOST_PIXELS and not unscaled:
-            return read_rgb(path)
-    except UserError:
-        raise
-    except Image.DecompressionBombError:
-        pixels, unscaled = MOST_PIXELS + 1, False
-    except Exception as error:  # a damaged file can raise anything
-        raise UserError(
-            f"{path} is not a readable image: it is damaged, or no PNG, JPEG, WebP, BMP or TIFF; replace or remove it"
-        ) from error
-    if unscaled:
-        raise UserError(f"{path} has pixels of 32 bits, whose range it does not tell; save it with 8 or 16 bits")
-    raise UserError(f"{path} has more than {MOST_PIXELS // 10**6} million pixels; make it smaller or remove it")
+        found = files.list_images(folder)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not found:
+        raise UserError(f"there is no image in {folder}; expected files ending in {' '.join(files.SUFFIXES)}")
+    return found
 
 
 def cached_folder(
@@ -234,7 +182,7 @@ def write_edits(rows: Iterable[Sequence[str]], path: Path) -> None:
 
 def plain(name: str) -> str:
     """A name that fits into tables and, with a digest, into a file's name: no control characters, 200 bytes at most."""
-    return UNFIT.sub("_", name).encode()[:200].decode(errors="ignore")
+    return files.UNFIT.sub("_", name).encode()[:200].decode(errors="ignore")
 
 
 def sha256_of(path: Path) -> str:
@@ -246,7 +194,7 @@ def sha256_of(path: Path) -> str:
     try:
         return file_sha256(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); mend or remove it") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); fix or remove it") from error
 
 
 def digest_of(content: object) -> str:

@@ -1,16 +1,16 @@
 """Pictures in and out: any file → RGB, uint8 ↔ float, PNGs that are whole or absent."""
 
-import contextlib
 import io
 import os
-import secrets
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from cyclediff.errors import UserError
+from eval import files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,24 +21,21 @@ RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Decode an image file completely, as a viewer would show it: upright, 8-bit RGB, on white where transparent.
+    """`eval.files.read_picture`: any picture as upright 8-bit RGB, on white where transparent.
 
     Raises:
         UserError: if the file cannot be decoded.
     """
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is not a readable image ({error}); replace or remove it") from error
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 255 instead of scaling
-        grey = np.asarray(image).astype(np.float64) / 257
-        return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        return files.read_picture(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def read_photo(path: Path) -> Image.Image:
+    """`read_rgb` without Pillow's own warnings; not for several threads at once, which share their filters."""
+    with warnings.catch_warnings(action="ignore"):
+        return read_rgb(path)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -48,7 +45,7 @@ def image_size(path: Path) -> tuple[int, int]:
         UserError: if it is no image.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=files.FORMATS) as file:
             return file.size
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} is not a readable image ({error}); replace or remove it") from error
@@ -83,27 +80,14 @@ def is_whole_png(path: Path) -> bool:
 
 
 def write_atomically(content: bytes, path: Path, sync: bool = True) -> None:
-    """Write a file under its name only when it is complete.
-
-    Args:
-        content: of the file.
-        path: of the file.
-        sync: wait until it is on the disk (milliseconds), so that it is whole or absent also after a power cut.
+    """`eval.files.write_atomically`: a file has its name only when it is complete.
 
     Raises:
         UserError: if it cannot be written; nothing is left of it then.
     """
-    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")  # two machines can share a process id
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
+        files.write_atomically(content, path, sync)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise unwritable(path, error) from error
 
 

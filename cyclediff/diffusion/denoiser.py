@@ -192,9 +192,9 @@ def _complete(part: Tensor, images: list[int], other: Tensor, others: list[int],
 def blend_x0(xt: Tensor, x0_hat: Tensor, alpha_bar: Tensor, x0_error: float) -> Tensor:
     """Mean of two estimates of x0, weighted by their precisions.
 
-    A small network predicts x0 with an error of `x0_error` at best. x_t / sqrt(alpha_bar) is an estimate of x0 too, with
-    the error sigma = sqrt(1 / alpha_bar - 1), which is smaller at the last few timesteps. Without the blend, eps there
-    would be the network's error divided by sigma, up to 100 times the error. DDIB's inversion begins at these timesteps.
+    A small network predicts x0 with an error of `x0_error` at best. x_t / sqrt(alpha_bar) estimates x0 too, with the
+    error sigma = sqrt(1 / alpha_bar - 1), which is smaller at the last few timesteps. Without the blend, eps there
+    would be the network's error divided by sigma, up to 100 times the error. DDIB's inversion begins there.
 
     Args:
         xt: (n, c, h, w).

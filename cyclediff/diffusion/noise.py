@@ -11,8 +11,8 @@ from torch import Tensor
 class Noise:
     """One random stream per image, keyed by (run seed, image id, trial).
 
-    The k-th draw for an image does not depend on its batch, its place in the batch, the rank or a resume. Streams differ
-    between device types: `device="cpu"` gives the same draws everywhere.
+    The k-th draw for an image does not depend on its batch, its place in the batch, the rank or a resume. Streams
+    differ between device types: `device="cpu"` gives the same draws everywhere.
 
     Args:
         seed: the run's seed.
@@ -31,7 +31,7 @@ class Noise:
         ]
 
     def rows(self, start: int, stop: int) -> "Noise":
-        """The streams of the images start … stop - 1 of the batch. They are shared: a draw from one moves the other on."""
+        """The streams of the images start … stop - 1 of the batch, shared with this source."""
         part = copy.copy(self)
         part._generators = self._generators[start:stop]
         return part

@@ -70,8 +70,9 @@ def latent_timesteps(num_train: int, T: int) -> Tensor:
 def sampling_path(alpha_bar: Tensor, T: int, spacing: Spacing) -> tuple[Tensor, float]:
     """Timesteps of a sampler (int64 (T,), decreasing) and the alpha_bar at which its last step ends.
 
-    "uniform" ends at the clean image, alpha_bar 1, as the pixel-space codes do. "latent" ends at alpha_bar[0], as latent
-    diffusion's code does (and diffusers with set_alpha_to_one false); its last step has noise and can be encoded too.
+    "uniform" ends at the clean image, alpha_bar 1, as the pixel-space codes do. "latent" ends at alpha_bar[0], as
+    latent diffusion's code does (and diffusers with set_alpha_to_one false). Its last step has noise, so it can be
+    encoded too.
 
     Raises:
         ValueError: if there is no such spacing, or T does not fit it.

@@ -99,7 +99,10 @@ def split_qkv(value: Tensor, head_channels: int, order: AttentionOrder) -> tuple
         value: weight (3 C, C, 1) or bias (3 C,).
         head_channels: width of an attention head.
         order: "legacy": q, k, v head by head, as in the published checkpoints; "new": all q, all k, all v. Names and
-            shapes are the same, so a file cannot tell.
+            shapes are the same in both, so it cannot be seen in a file.
+
+    Returns:
+        q, k and v, each with C rows.
     """
     if order == "legacy":
         heads = value.shape[0] // (3 * head_channels)

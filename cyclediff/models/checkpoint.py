@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cyclediff.errors import UserError
+from eval.random_mark import is_random
 
-MARK = torch.tensor([ord(letter) / 1024 for letter in "RANDOM WEIGHTS"])  # exact also in 16 bits
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 AVERAGES = ("ema_state_dict", "model_ema", "ema", "state_dict_ema")
 
@@ -50,17 +50,7 @@ def is_torchscript(path: Path) -> bool:
 def carries_mark(path: Path) -> bool:
     """Whether a file of weights, or the UNet of a diffusers folder, carries the mark; hub ids are not looked into."""
     files = sorted(path.glob("unet/*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
-    return any(is_random(read_checkpoint(file)) for file in files)
-
-
-def is_random(state: Mapping[str, Tensor]) -> bool:
-    """Whether weights carry the mark of scripts/make_random_checkpoints.py."""
-    return any(mark_in(value) for value in state.values())
-
-
-def mark_in(value: Tensor) -> bool:
-    """Whether a vector begins with the letters RANDOM WEIGHTS, written as numbers."""
-    return value.dim() == 1 and len(value) >= len(MARK) and value[: len(MARK)].float().cpu().equal(MARK)
+    return any(is_random(read_checkpoint(file).values()) for file in files)
 
 
 def _load(path: Path, suffix: str) -> Any:

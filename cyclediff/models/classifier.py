@@ -18,7 +18,7 @@ HEAD = {  # here → EGSDE's released code
 
 
 class DomainClassifier(nn.Module):
-    """Which domain is a noisy image of? Its feature map is EGSDE's domain-specific extractor.
+    """The domain of a noisy image; its feature map is EGSDE's domain-specific extractor.
 
     Args:
         image_size: height and width in pixels.
@@ -68,7 +68,7 @@ class DomainClassifier(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """A token for the whole image asks all positions (CLIP's pooling, arXiv 2103.00020, section 2.4)."""
+    """One token for the whole image attends to all positions (CLIP's pooling, arXiv 2103.00020, section 2.4)."""
 
     def __init__(self, width: int, resolution: int, head_channels: int, out: int):
         super().__init__()

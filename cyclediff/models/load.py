@@ -1,4 +1,4 @@
-"""Any checkpoint → a model: published files under their own names, into diffusers networks; each once per process."""
+"""Published checkpoints → models: their weights in diffusers networks. Each is loaded once per process."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -20,7 +20,7 @@ from cyclediff.models.inference import for_inference
 from cyclediff.models.pixel import PixelModel
 from cyclediff.models.weights import load_converted
 
-Shape = tuple[tuple[str, Any], ...]  # arguments of a builder, in a form that can be cached
+Shape = tuple[tuple[str, Any], ...]  # arguments of a builder, hashable
 Execution = tuple[str, str, str | None]  # device, dtype and compile mode, see `for_inference`
 
 
@@ -40,7 +40,7 @@ def load_adm(
         path: the file.
         learn_sigma: whether the network predicts a variance.
         attention_order: "legacy" or "new", see `adm.split_qkv`.
-        ema: which to take where the file holds a network and its moving average.
+        ema: take the moving average where the file holds a network and its average.
         device: where it runs.
         dtype: of its evaluation, see `for_inference`.
         compile_mode: see `for_inference`.
@@ -88,7 +88,7 @@ def load_ddpm(
 
     Args:
         path: the file.
-        ema: which to take where the file holds a network and its moving average.
+        ema: take the moving average where the file holds a network and its average.
         device: where it runs.
         dtype: of its evaluation, see `for_inference`.
         compile_mode: see `for_inference`.
@@ -168,7 +168,7 @@ def load_diffusers(
     from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    layouts = [("scheduler", "unet"), ("", "")]  # the second: as the oldest repositories have it
+    layouts = [("scheduler", "unet"), ("", "")]  # the second: of the oldest repositories
     if Path(path).is_dir():
         layouts = [layout for layout in layouts if (Path(path) / layout[1] / "config.json").is_file()]
     config: Any = None
@@ -201,7 +201,7 @@ def _frozen(shape: dict[str, Any]) -> Shape:
 
 
 def _betas(config: Any, betas: Tensor) -> Tensor:
-    """The scheduler's betas in float64, where its configuration says how they came about."""
+    """The scheduler's betas in float64; computed from its configuration where that is possible."""
     if config.get("beta_schedule") == "linear" and config.get("trained_betas") is None:
         return linear_betas(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
     return betas.double()

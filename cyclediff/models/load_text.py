@@ -21,8 +21,6 @@ PREDICTIONS = ("epsilon", "v_prediction")
 SAFE = (
     "DiffusionPipeline.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) with a diffusers that you trust writes them"
 )
-
-
 _LOADED: dict[tuple[str, str, str | None], TextModel] = {}
 
 
@@ -162,7 +160,7 @@ def _scheduler(path: str, hub: dict[str, Any]) -> Any:
 
 
 def _alpha_bar(config: Any) -> Tensor:
-    """The scheduler's alpha_bar in float64, where its configuration says how its betas came about."""
+    """The scheduler's alpha_bar in float64; computed from its configuration where that is possible."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     known = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}.get(config.get("beta_schedule"))

@@ -22,15 +22,15 @@ class PixelModel:
     size: int
 
     def encode(self, image: Tensor, noise: NoiseSource) -> Tensor:
-        """x0 of an image in [-1, 1]: the image itself, without a draw."""
+        """x0 of images (n, 3, h, w) in [-1, 1]: the images themselves, without a draw."""
         return image
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Image of an x0, clamped to [-1, 1]."""
+        """Images of x0 (n, 3, h, w), clamped to [-1, 1]."""
         return x0.clamp(-1, 1)
 
     def condition(self, prompts: Sequence[str] | None = None, guidance_scale: float = 1.0) -> Denoiser:
-        """The denoiser; the model knows no conditions.
+        """The denoiser; the model has no conditions.
 
         Raises:
             ValueError: if there are prompts.

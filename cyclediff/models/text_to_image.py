@@ -69,7 +69,7 @@ class TextModel:
         return replace(self, network=network, network_id=_new_id(), _embedded={})
 
     def encode(self, image: Tensor, noise: NoiseSource) -> Tensor:
-        """x0 of images (n, 3, h, w) in [-1, 1]: scaled samples of the codec's posterior, as the official code takes.
+        """x0 of images (n, 3, h, w) in [-1, 1]: scaled samples of the codec's posterior, as in the official code.
 
         Draws once, in the shape of x0.
         """
@@ -78,7 +78,7 @@ class TextModel:
         return self.vae.config.scaling_factor * (mean + std * noise.randn_like(mean))
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Images of latents, clamped to [-1, 1]."""
+        """Images (n, 3, h, w) of latents, clamped to [-1, 1]."""
         latents = (x0 / self.vae.config.scaling_factor).to(self.vae.dtype)
         return self.vae.decode(latents).sample.float().clamp(-1, 1)
 

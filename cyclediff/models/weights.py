@@ -1,4 +1,4 @@
-"""Weights into networks: every tensor used and none left over, or a sentence."""
+"""Weights into networks: every tensor is used and none is left over, or the file is refused."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -44,17 +44,17 @@ def load_converted(
         "unexpected": state.keys() - wanted.keys(),
         "of another shape": {k for k in wanted.keys() & state.keys() if _plain(state[k].shape) != wanted[k]},
     }
-    told = [
+    found = [
         f"{len(keys)} {what} ({', '.join(_with_shapes(key, state, wanted, what) for key in sorted(keys)[:SHOWN])}"
         f"{', …' if len(keys) > SHOWN else ''})"
         for what, keys in faults.items()
         if keys
     ]
-    if told:
-        found = recognise(state)
-        hint = f"it looks like {found}" if found else "it is no network known here"
+    if found:
+        kind = recognise(state)
+        hint = f"it looks like {kind}" if kind else "it is no known network"
         raise UserError(
-            f"{origin} does not fit this configuration: {'; '.join(told)}; {hint}, choose the model that matches it"
+            f"{origin} does not fit this configuration: {'; '.join(found)}; {hint}, choose the model that matches it"
         )
     for key, value in state.items():
         if not value.isfinite().all():
@@ -68,7 +68,7 @@ def load_converted(
 
 
 def recognise(state: Mapping[str, Tensor]) -> str | None:
-    """What a state dict most likely is, for people who chose another."""
+    """What network a state dict most likely is of, in words; None if unknown."""
 
     def channels(key: str, axis: int) -> int:
         return state[key].shape[axis] if key in state and state[key].dim() > axis else 0
@@ -95,7 +95,7 @@ def recognise(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _plain(shape: Sequence[int]) -> tuple[int, ...]:
-    """A shape without trailing ones: 1×1 convolutions and linear layers hold the same numbers."""
+    """A shape without trailing ones, so that a 1×1 convolution and a linear layer have one shape."""
     sizes = list(shape)
     while len(sizes) > 1 and sizes[-1] == 1:
         sizes.pop()

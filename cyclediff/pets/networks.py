@@ -1,4 +1,4 @@
-"""The embedded world's networks, small enough to train on two CPU cores and to ship: DDPMs and EGSDE's classifier."""
+"""The networks of pets, the synthetic benchmark: DDPMs and EGSDE's classifier, small enough for two CPU cores."""
 
 from collections.abc import Callable
 from functools import cache
@@ -21,13 +21,13 @@ SIZE = 64
 PATCH = 4
 WIDTH = 32  # of the detail network
 COARSE_ERROR = 0.08  # root mean squared error of the patch network on almost clean images
-X0_ERROR = 0.01  # trust in x_t at the very last timesteps, see blend_x0
+X0_ERROR = 0.01  # of the whole network on almost clean images, see blend_x0
 
 
 class PatchUNet(nn.Module):
-    """x0 from x_t at 64×64 by a UNet on 4×4 patches: a sixteenth of the positions of one on pixels.
+    """x0 from x_t at 64×64 by a UNet on 4×4 patches: a sixteenth of the positions of a UNet on pixels.
 
-    The noise in a patch is hard to predict (48 numbers through 64 channels), the image in it is not: hence x0.
+    It predicts x0, because the noise in a patch is hard to predict (48 numbers through 64 channels).
     """
 
     def __init__(self):
@@ -51,10 +51,10 @@ class PatchUNet(nn.Module):
 
 
 class PetsUNet(nn.Module):
-    """x0 from x_t: a patch UNet draws the picture, three convolutions on pixels sharpen and clean it.
+    """x0 from x_t: a patch UNet predicts x0, and three convolutions on pixels sharpen and clean it.
 
-    The convolutions see the patch network's picture, the same blended with x_t (at low noise that is the better
-    one), and the noise level.
+    The convolutions see the patch network's x0, the same blended with x_t (the better estimate at low noise), and the
+    noise level.
     """
 
     alpha_bar: Tensor
@@ -97,7 +97,7 @@ def load(path: str, device: str = "cpu", dtype: str = "float32", compile_mode: s
 
 
 class PetsClassifier(nn.Module):
-    """Cat or dog? For noisy images at 64×64: EGSDE's domain classifier on 4×4 patches."""
+    """Cat or dog, for noisy images at 64×64: EGSDE's domain classifier on 4×4 patches."""
 
     def __init__(self):
         super().__init__()

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 class Artifact(Protocol):
     """One kind of result, of all items of a run."""
 
+    @property
+    def folder(self) -> str:
+        """Where in the run's folder its files are; empty for the run's folder itself."""
+        ...
+
     def whole(self, run: Path, items: Iterable[str]) -> set[str]:
         """The items whose result is on disk and complete."""
         ...
@@ -57,6 +62,7 @@ class Rows:
     """Some rows of numbers of each item: `<name>.jsonl` while the run lasts, then `<name>.parquet`."""
 
     name: str
+    folder: str = ""
     _seen: dict[Path, set[str]] = field(default_factory=dict, repr=False, compare=False)
 
     def whole(self, run: Path, items: Iterable[str]) -> set[str]:

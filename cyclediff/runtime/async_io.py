@@ -48,7 +48,10 @@ class Writer:
             UserError: if one of those could not be written.
         """
         self._settle()
-        self._last = [self._thread.submit(artifact.write, *where) for artifact, *where in results]
+        self._last = [
+            self._thread.submit(artifact.write, run, item, content, rank)
+            for artifact, run, item, content, rank in results
+        ]
 
     def _settle(self) -> None:
         for written in self._last:

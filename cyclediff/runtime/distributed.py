@@ -19,15 +19,15 @@ from cyclediff.runtime import stop
 T = TypeVar("T")
 EXCHANGE = timedelta(hours=1)  # for all to take part in an exchange; a process that dies ends the wait at once
 WORK = timedelta(days=365)  # for all to finish their part of the work
-FAILED, STOPPING, TOLD = "failed", "stopping", "told"  # keys of the store
+FAILED, STOPPING, REPORTED = "failed", "stopping", "reported"  # keys of the store
 LOST = (
-    "error: another process of this job has ended without a word (killed, or out of memory?); finished images are "
-    "kept, and the same command goes on from there"
+    "error: another process of this job has ended without a message (killed, or out of memory?); finished images are "
+    "kept, and the same command continues from there"
 )
 
 
 class Lost(Exception):
-    """Another process has ended, so this one cannot go on."""
+    """Another process has ended, so this one cannot continue."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,12 @@ def end(text: str, code: int) -> NoReturn:
         sys.exit(code)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it as soon as one has ended
     try:
-        told = _store().add(TOLD, 1) > 1
+        reported = _store().add(REPORTED, 1) > 1
         if code:
             _store().set(FAILED, "")
-    except RuntimeError:  # the store was in a process that has ended, and that one has told
-        told = True
-    if not told:
+    except RuntimeError:  # the store was in a process that has ended, and that one has printed it
+        reported = True
+    if not reported:
         print(text, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

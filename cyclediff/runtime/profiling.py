@@ -1,4 +1,4 @@
-"""Where the time of a cell goes: stages on one screen, and a trace of a few evaluations for a browser's viewer."""
+"""Where the time of a run goes: stages on one screen, and a trace of a few evaluations for a browser's viewer."""
 
 import time
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""One progress bar per cell, in images, that also moves within a batch."""
+"""One progress bar per run, in images, that also moves within a batch."""
 
 from types import TracebackType
 

@@ -86,7 +86,8 @@ class Run:
             for leftover in [*self.path.rglob(".*.tmp"), *self.path.glob("scores/*/metrics.json")]:
                 leftover.unlink()
         else:
-            (self.path / "images").mkdir(parents=True, exist_ok=True)
+            for folder in ("", *(artifact.folder for artifact in self.artifacts.values())):
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
             earlier = {**provenance, "identity": self.identity, "start": now()}
         earlier = {key: value for key, value in earlier.items() if key not in FAILURE}
         if changed_files(self.path, {"config.yaml": earlier.get("files", {}).get("config.yaml", "")}):
@@ -135,7 +136,8 @@ class Run:
     def _record(self) -> dict[str, Any] | None:
         """run.json; None where nothing was made yet."""
         path = self.path / "run.json"
-        if not path.exists() and not any((self.path / "images").glob("*.png")):
+        made = (file for pattern in ("images/*.png", "*.jsonl", "*.parquet") for file in self.path.glob(pattern))
+        if not path.exists() and not any(made):
             return None
         try:
             record = json.loads(path.read_bytes())
@@ -143,7 +145,7 @@ class Run:
                 raise ValueError("not a run's record")
         except (FileNotFoundError, ValueError) as error:
             raise UserError(
-                f"{path} is missing or damaged, so nothing says what made the images beside it; put back a copy of it, "
+                f"{path} is missing or damaged, so nothing says what made the results beside it; put back a copy of it, "
                 f"or delete {self.path}, and the same command makes them again"
             ) from error
         if record.get("schema") != SCHEMA:

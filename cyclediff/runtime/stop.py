@@ -1,4 +1,4 @@
-"""An orderly stop: at SIGTERM the batch in hand is finished and written, then the program ends."""
+"""An orderly stop: at SIGTERM the current batch is finished and written, then the program ends."""
 
 import signal
 import threading
@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-STOPPED = "stopped; finished images are kept, and the same command goes on from there"
+STOPPED = "stopped; finished images are kept, and the same command continues from there"
 _asked, _busy = threading.Event(), threading.Event()
 
 
 class Stopped(BaseException):
-    """Ends the program with exit code 0 and this sentence; like KeyboardInterrupt, no `except Exception` holds it."""
+    """Ends the program with exit code 0 and this sentence. `except Exception` does not catch it."""
 
 
 def listen() -> None:
-    """Hear SIGTERM from now on; where someone hears it already, as submitit does to requeue a job, it is theirs."""
+    """Handle SIGTERM from now on. Where it has a handler, such as submitit's that requeues a job, that one stays."""
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _hear)
+        signal.signal(signal.SIGTERM, _handle)
 
 
 def requested() -> bool:
@@ -27,7 +27,7 @@ def requested() -> bool:
 
 @contextmanager
 def after_the_batch() -> Iterator[None]:
-    """Inside, SIGTERM interrupts nothing and `requested` tells of it; it ends the program at the latest on leaving.
+    """Inside, SIGTERM interrupts nothing and `requested` becomes true. The program ends on leaving.
 
     Raises:
         Stopped: on leaving, if SIGTERM has come.
@@ -41,7 +41,7 @@ def after_the_batch() -> Iterator[None]:
         raise Stopped(STOPPED)
 
 
-def _hear(*_: Any) -> None:
+def _handle(*_: Any) -> None:
     _asked.set()
     if not _busy.is_set():
         raise Stopped(STOPPED)

@@ -74,11 +74,6 @@ class Study(Protocol):
         """What is made of each item, by name, in the order in which it is written."""
         ...
 
-    @property
-    def devices(self) -> tuple[str, str]:
-        """Where networks run, and where noise is drawn, as the configuration names them."""
-        ...
-
     def needs(self) -> None:
         """Check settings, weights and data before anything slow.
 

@@ -1,5 +1,6 @@
 """What every study gets: the configuration, and where things are."""
 
+import importlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,11 +81,11 @@ def get_class(name: str) -> type:
     Raises:
         UserError: if it cannot be imported.
     """
+    module, _, cls = name.rpartition(".")
     try:
-        return hydra.utils.get_class(name)
-    except Exception as error:  # Hydra wraps errors of the module in its own
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"{name} cannot be imported ({reason}); check _target_ and PYTHONPATH") from error
+        return getattr(importlib.import_module(module), cls)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{name} cannot be imported ({error}); check _target_ and PYTHONPATH") from error
 
 
 def load_network(node: Any, **settings: Any) -> Any:

@@ -42,11 +42,6 @@ class Edit:
         """All candidates' settings and scores, then a PNG of the best: a finished image has both."""
         return {"candidates": self.candidates, "images": Pictures()}
 
-    @property
-    def devices(self) -> tuple[str, str]:
-        """Where networks run, and where noise is drawn."""
-        return self.cfg.device, self.cfg.noise.device
-
     def needs(self) -> None:
         """See `Study.needs`."""
         cfg, dirs = self.cfg, self.context.config_dirs
@@ -61,7 +56,7 @@ class Edit:
         if cfg.compile_mode:
             raise UserError("compile_mode is for networks on pixels, and text-to-image models have none; leave it out")
         scoring.require_clip(cfg.protocol.clip, "protocol.clip")
-        scoring.require_clip(cfg.selection.clip, "selection.clip")
+        scoring.require_clip(cfg.task.ranking_clip, "task.ranking_clip")
         with user_errors():
             self._asked()
         nodes = {"model": cfg.task.model}
@@ -81,7 +76,7 @@ class Edit:
     def fingerprints(self) -> dict[str, str]:
         """What identifies the weights, also of the CLIP that ranks candidates."""
         found = requirements.fingerprints(self.weights, self.context.assets, self.context.cache)
-        return found | {"ranking": scoring.clip_fingerprint(self.cfg.selection.clip, self.context)}
+        return found | {"ranking": scoring.clip_fingerprint(self.cfg.task.ranking_clip, self.context)}
 
     def items(self) -> Items:
         """The images."""
@@ -109,7 +104,7 @@ class Edit:
             self.grid = grid_for(self._asked(), self.method)
         self.model, self.texts = self._model(), read_prompts(self.sources.source)
         scorer = load_network(
-            self.cfg.selection.clip, path=scoring.clip_path(self.cfg.selection.clip), device=str(device)
+            self.cfg.task.ranking_clip, path=scoring.clip_path(self.cfg.task.ranking_clip), device=str(device)
         )
         self.ranking_protocol = scorer.protocol
         self.scores = candidate_scores(scorer, self.sources.source.path, device)
@@ -193,7 +188,7 @@ class Edit:
         more = {item: {**chosen.get(item, {}), **seconds[item]} for item in ids}
         protocol = self.protocol(device)
         scored = scoring.score_pictures(folder / "images", self.sources, protocol, self.context.cache, more)
-        clip = scoring.clip_fingerprint(self.cfg.selection.clip, self.context)
+        clip = scoring.clip_fingerprint(self.cfg.task.ranking_clip, self.context)
         same = self.cfg.protocol.clip and clip == scoring.clip_fingerprint(self.cfg.protocol.clip, self.context)
         return with_unselected(scored, rows, () if same else METRICS_OF_CLIP)
 

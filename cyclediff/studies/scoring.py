@@ -49,7 +49,7 @@ def clip_fingerprint(node: Any, context: Context) -> str:
         return fingerprint(locate(node.path), context.assets, context.cache)
     if node.path.startswith(HUB):
         return f"{node.path}@{commit_of(node.path.removeprefix(HUB))}"
-    return f"{node.path}:{node.model}"
+    return f"{node.path}:{node.get('model')}"
 
 
 def score_identity(context: Context, sources: Sources) -> dict[str, Any]:

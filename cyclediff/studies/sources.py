@@ -64,6 +64,7 @@ def prepare_images(cfg: DictConfig, cache: Path) -> Sources:
     """
     task, data, protocol = cfg.task, cfg.data, cfg.protocol
     limit: Any = data.limit
+    count: Any
     ground_truth = reference = dataset = None
     names = {}
     if not task.synthetic and data.check:
@@ -82,7 +83,8 @@ def prepare_images(cfg: DictConfig, cache: Path) -> Sources:
         source = prepare_photos(locate(data.source), limit, protocol.size, protocol.resize, cache)
         source = source.named(names.get("source"))
     if data.reference == PETS:
-        reference = prepare_pets(task.target_domain, "reference", task.reference_count, protocol.size, cache)
+        count = task.reference_count
+        reference = prepare_pets(task.target_domain, "reference", count, protocol.size, cache)
     elif data.reference and protocol.reference_resize:
         reference = prepare_photos(locate(data.reference), None, protocol.size, protocol.resize, cache)
         reference = reference.named(names.get("reference"), f"@{protocol.size}")

@@ -51,11 +51,6 @@ class Translate:
         """One translation of each image."""
         return 1
 
-    @property
-    def devices(self) -> tuple[str, str]:
-        """Where networks run, and where noise is drawn."""
-        return self.cfg.device, self.cfg.noise.device
-
     def needs(self) -> None:
         """See `Study.needs`."""
         cfg, dirs = self.cfg, self.context.config_dirs
@@ -110,6 +105,11 @@ class Translate:
 
     def load(self, device: "torch.device") -> None:
         """Load the method, its networks, and those of the scores: a wrong file is found before the slow part."""
+        self.load_networks(device)
+        self.protocol(device)
+
+    def load_networks(self, device: "torch.device") -> None:
+        """Load the method and the networks that it evaluates."""
 
         def network(part: str) -> Any:
             found = self.weights[part]
@@ -120,7 +120,6 @@ class Translate:
         self.method = build_method(self.cfg, guidance)
         self.models = {side: network(side) for side in SIDES if side in self.weights}
         self.device = device
-        self.protocol(device)
 
     def protocol(self, device: "torch.device") -> Any:
         """The protocol with its networks, loaded once."""

@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.metrics.features import BATCH, carries_mark, file_digest
+from eval.metrics.features import BATCH, file_digest
 from eval.metrics.metric import Metric
+from eval.random_mark import is_random
 
 CLIP, DIRECTIONAL_CLIP = Metric("CLIP", 3, True), Metric("D-CLIP", 3, True)
 # A shorter difference of normalised features has no direction. Measured on ViT-B/32 in float32: equal pictures in
@@ -142,14 +143,14 @@ def open_clip_scorer(path: str, model: str = "ViT-B-32-quickgelu", device: str =
     size = cfg["size"] if isinstance(cfg["size"], int) else cfg["size"][0]
     how = f"pil-{'bilinear' if cfg['interpolation'] == 'bilinear' else 'bicubic'}{size}"
     how += "" if cfg["resize_mode"] == "shortest" else f"-{cfg['resize_mode']}"
-    random = carries_mark(state.values())
+    random = is_random(state.values())
     protocol = f"{'RANDOM-' if random else ''}{label}-{file_digest(*files)}/{how}"
     network = network.to(device).eval().requires_grad_(False)
     return ClipScorer(protocol, prepare, network, tokenize, device, random)
 
 
 def _locate(path: str, model: str) -> tuple[str, list[Path], str]:
-    """What open_clip calls it, the files that decide its numbers (the first is of weights), and its name for people."""
+    """open_clip's name of it, the files that decide its numbers (the first holds weights), and its name for people."""
     if path.startswith(HUB):
         repository = path.removeprefix(HUB)
         return _local(_download(repository, path), path, repository.rpartition("/")[2])
@@ -252,7 +253,7 @@ def _build(name: str, path: str) -> tuple[Any, Callable[[Image.Image], Tensor], 
     except Exception as error:  # a wrong configuration can raise anything
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
-            f"open_clip cannot build a network from {path} ({reason}); mend its {CONFIG} or its tokenizer's files"
+            f"open_clip cannot build a network from {path} ({reason}); correct its {CONFIG} or its tokenizer's files"
         ) from error
 
 
@@ -270,7 +271,7 @@ def _fit(network: Any, state: dict[str, Tensor], file: Path, label: str) -> None
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without open_clip's remarks to the root logger and warnings of TorchScript's age."""
+    """Without open_clip's messages to the root logger and warnings about TorchScript."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

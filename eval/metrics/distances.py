@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from eval import ranks
+from eval.files import list_images, read_picture
 from eval.metrics.features import Extractor
 from eval.metrics.frechet import Statistics, frechet_distance, frechet_infinity, frechet_replicates
 from eval.metrics.kid import kernel_distance, kernel_distance_subsets, kernel_replicates
 from eval.metrics.metric import Metric
-from eval.metrics.pictures import at_size, list_images, read_picture
+from eval.metrics.pictures import at_size
 from eval.metrics.references import cached, read_statistics
 from eval.metrics.statistics import interval, resamples
 from eval.protocols import Protocol
@@ -37,9 +38,9 @@ LEAST = {"fid": 2, "kid": 2, "kid_subsets": 2, "fid_infinity": 8}  # images
 def reference_features(
     reference: Path, protocol: Protocol, extractor: Extractor, cache: Path | None
 ) -> Tensor | Statistics | None:
-    """Features of reference images, or what another library saved of them; for the first process only.
+    """Features of reference images, or statistics that another library saved; the other processes get None.
 
-    The first process looks into the cache and tells the others whether their help is needed.
+    The first process looks into the cache; the others help where the features are not there.
     """
     if reference.suffix == ".npz":
         return read_statistics(reference)

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from eval.edits import Edit
+from eval.files import FORMATS
 from eval.metrics.clip import CLIP, DIRECTIONAL_CLIP, ClipScorer, clip_score, directional_clip
 from eval.metrics.lpips import BACKGROUND_LPIPS, Lpips
 from eval.metrics.metric import Metric
@@ -66,7 +67,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: if it is not of the images' size.
     """
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         mask = torch.from_numpy(np.array(image.convert("L"))) > 127
     if mask.shape != size:
         height, width = size

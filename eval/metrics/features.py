@@ -1,4 +1,4 @@
-"""Feature extractors: each owns its network, its resize and its normalisation, and says so in the protocol string."""
+"""Feature extractors: a network with its resize and its normalisation, all named in the protocol string."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -13,7 +13,6 @@ from torch import Tensor
 
 BATCH = 32
 THREADS = 4
-MARK = torch.tensor([ord(letter) / 1024 for letter in "RANDOM WEIGHTS"])  # scripts/make_random_checkpoints.py writes it
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +41,6 @@ class Extractor:
             while batch := list(pool.map(self.read, islice(pictures, BATCH))):
                 found.append(self.network(torch.stack(batch).to(self.device)).double().cpu())
         return torch.cat(found) if found else torch.empty(0, 0, dtype=torch.float64)
-
-
-def carries_mark(tensors: Iterable[Tensor]) -> bool:
-    """Whether weights are random: one of their vectors then begins with the mark."""
-    return any(value.dim() == 1 and value[: len(MARK)].float().cpu().equal(MARK) for value in tensors)
 
 
 def file_digest(*paths: Path) -> str:

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from eval.metrics.features import carries_mark, file_digest
+from eval.metrics.features import file_digest
 from eval.metrics.metric import Metric
+from eval.random_mark import is_random
 
 LPIPS = Metric("LPIPS", 3, False)
 BACKGROUND_LPIPS = Metric("background LPIPS×10³", 2, False, 1e3)
@@ -23,7 +24,7 @@ SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}  # height and width that still
 
 @dataclass(frozen=True, eq=False)
 class Lpips:
-    """A network that tells how different people would find two images.
+    """A network that estimates how different two images look to people.
 
     Args:
         protocol: package version, backbone and digest of its file, for protocol strings: "lpips-alex-0.1-1a2b3c4d".
@@ -84,7 +85,7 @@ def lpips_network(path: str, net: Literal["alex", "vgg", "squeeze"] = "alex", de
     with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):  # it draws what is then replaced
         network: Any = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
     _fit(network.net, state, path, net)
-    random = carries_mark(state.values())
+    random = is_random(state.values())
     protocol = f"{'RANDOM-' if random else ''}lpips-{net}-0.1-{file_digest(Path(path))}"
     return Lpips(protocol, network.to(device).eval().requires_grad_(False), SMALLEST[net], device, random)
 
@@ -102,7 +103,7 @@ def _read(path: str) -> dict[str, Tensor]:
 
 
 def _fit(backbone: Any, state: dict[str, Tensor], path: str, net: str) -> None:
-    """Load all that torchvision calls features; the package calls them slices, under the same numbers."""
+    """Load the weights; what torchvision calls features, the package calls slices, with the same numbers."""
     places = {f"features.{key.partition('.')[2]}": key for key in backbone.state_dict()}
     found = {key: value for key, value in state.items() if not key.startswith("classifier.")}
     own = {places[key]: value for key, value in found.items() if key in places}

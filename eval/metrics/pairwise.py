@@ -5,6 +5,7 @@ of the official evaluators of CycleDiffusion (ChenWu98/cycle-diffusion) and EGSD
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,12 +38,18 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004): 11×11 Gaussian window, sigma 1.5, per channel, where the window fits.
 
-    The papers leave the border out, where libraries reflect the image.
+    The papers leave the border out; libraries such as torchmetrics reflect the image there, so their number is another.
 
     Raises:
         ValueError: if the images are smaller than the window.
     """
-    return _ssim(a, b, reflect=False)
+    height, width = a.shape[-2:]
+    if min(height, width) < SSIM_WINDOW:
+        size = f"{SSIM_WINDOW}×{SSIM_WINDOW}"
+        raise ValueError(f"SSIM needs images of {size} pixels at least; got {height}×{width}")
+    size = max(1, BLOCK // a[0].numel())
+    pairs = zip(a.split(size), b.split(size), strict=True)
+    return torch.cat([_similarity(*map(_unit, pair)) for pair in pairs])
 
 
 def l2(a: Tensor, b: Tensor) -> Tensor:
@@ -54,7 +61,8 @@ def background(a: Tensor, b: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """PSNR, SSIM and mean squared error on [0, 1] outside of an edit, as PnPInversion's evaluator defines them.
 
     Both images are multiplied by 1 - mask and compared as wholes: black where the edit was, so that the larger the
-    mask, the better the numbers. SSIM includes the border, where the image is reflected, as torchmetrics does.
+    mask, the better the numbers. The evaluator uses torchmetrics; so does SSIM here. PSNR and the error have the same
+    definition as `psnr` and are not torchmetrics': it gives inf for equal images, and one number for a whole batch.
 
     Args:
         a: uint8 (n, 3, h, w).
@@ -63,31 +71,31 @@ def background(a: Tensor, b: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
     Returns:
         float64 (n,) for each of psnr, ssim and mse; NaN where the mask leaves nothing.
+
+    Raises:
+        ValueError: if the images are smaller than half of SSIM's window.
     """
     a, b = (torch.where(mask, 0, image) for image in (a, b))
-    values = {"psnr": psnr(a, b), "ssim": _ssim(a, b, reflect=True), "mse": _mse(a, b)}
+    values = {"psnr": psnr(a, b), "ssim": _ssim_with_border(a, b), "mse": _mse(a, b)}
     empty = mask.all(dim=(1, 2, 3))
     return {key: torch.where(empty, torch.nan, value) for key, value in values.items()}
 
 
+def _ssim_with_border(a: Tensor, b: Tensor) -> Tensor:
+    """Torchmetrics' SSIM in float32, which reflects images at their border; one image at a time is fastest."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    height, width = a.shape[-2:]
+    if min(height, width) <= BORDER:
+        size = f"{BORDER + 1}×{BORDER + 1}"
+        raise ValueError(f"SSIM needs images of {size} pixels at least; got {height}×{width}")
+    pairs = zip((a.float() / 255).split(1), (b.float() / 255).split(1), strict=True)
+    found: list[Any] = [structural_similarity_index_measure(*pair, data_range=1.0, reduction="none") for pair in pairs]
+    return torch.cat([value.flatten().double() for value in found])
+
+
 def _mse(a: Tensor, b: Tensor) -> Tensor:
     return (_unit(a) - _unit(b)).square().mean(dim=(1, 2, 3))
-
-
-def _ssim(a: Tensor, b: Tensor, reflect: bool) -> Tensor:
-    """Mean similarity over the places where the window fits, or over all, with the images reflected at their border."""
-    height, width = a.shape[-2:]
-    smallest = BORDER + 1 if reflect else SSIM_WINDOW
-    if min(height, width) < smallest:
-        raise ValueError(f"SSIM needs images of {smallest}×{smallest} pixels at least; got {height}×{width}")
-
-    def prepare(block: Tensor) -> Tensor:
-        block = _unit(block)
-        return torch.nn.functional.pad(block, (BORDER,) * 4, mode="reflect") if reflect else block
-
-    size = max(1, BLOCK // a[0].numel())
-    pairs = zip(a.split(size), b.split(size), strict=True)
-    return torch.cat([_similarity(*map(prepare, pair)) for pair in pairs])
 
 
 def _similarity(a: Tensor, b: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Image files of an evaluation: which belong together, and their pixels at the protocol's size."""
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+
+from eval.files import SUFFIXES, list_images, read_picture
 
 CHUNK = 32
 THREADS = 4
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # decoders that strangers may reach: some others run programs
-MOST_PIXELS = 89_478_485  # where Pillow starts to warn: 256 MiB of RGB
 
 
 @dataclass(frozen=True)
@@ -53,30 +51,6 @@ class Triple:
     truth: Tensor | None
 
 
-def list_images(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
-    """The images of a folder, sorted by name; hidden and other files and all subfolders are passed over.
-
-    Raises:
-        ValueError: if there is no such folder, or what has an image's name is no file (a link to nowhere or in a
-            circle, a pipe, a device).
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give a folder of images")
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or not entry.name.lower().endswith(tuple(suffixes)):
-                continue
-            if not entry.is_file(follow_symlinks=False):  # no question to the disk for a plain file
-                path = Path(entry.path)
-                if path.is_dir():
-                    continue
-                if not path.is_file():
-                    raise ValueError(f"{str(path)!r} is a link to nowhere or no plain file; mend or remove it")
-            names.append(entry.name)
-    return [folder / name for name in sorted(names)]
-
-
 def by_stem(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
     """The images of a folder by stem.
 
@@ -107,41 +81,6 @@ def pair(generated: Path, source: Path, ground_truth: Path | None) -> tuple[Fold
     return folders, Pairing(
         stems, sorted(folders.source.keys() - set(stems)), sorted(folders.generated.keys() - set(stems))
     )
-
-
-def read_picture(path: Path) -> Image.Image:
-    """A picture as a viewer shows it: upright 8-bit RGB, on white where transparent; of an animation, the first.
-
-    For plain RGB files this is `Image.open(path).convert("RGB")`, as the published evaluators read them. Pillow alone
-    would clip 16-bit grey, and show what is transparent.
-
-    Raises:
-        ValueError: if it is no PNG, JPEG, WebP, BMP or TIFF, has more than `MOST_PIXELS` pixels (told before memory is
-            taken) or pixels of 32 bits, or is damaged.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as file:
-            if file.width * file.height > MOST_PIXELS:
-                raise Image.DecompressionBombError
-            if file.mode == "F" or (file.mode, file.format) == ("I", "TIFF"):
-                raise ValueError("pixels of 32 bits do not tell their range")
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16-bit grey
-                scaled = np.asarray(image).astype(np.float64) / 257
-                image = Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
-            elif image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"{str(path)!r} has more than {MOST_PIXELS // 10**6} million pixels; make it smaller or remove it"
-        ) from error
-    except Exception as error:  # a damaged file can raise anything
-        raise ValueError(
-            f"{str(path)!r} is not a readable image: it is damaged, has pixels of 32 bits, or is no PNG, JPEG, WebP, "
-            "BMP or TIFF; replace or remove it"
-        ) from error
 
 
 def at_size(picture: Image.Image, size: int | None, resize: str, path: Path) -> Image.Image:

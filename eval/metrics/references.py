@@ -1,7 +1,6 @@
 """What a reference set is reduced to: statistics or features in other libraries' files, and a cache of features."""
 
 import hashlib
-import uuid
 import warnings
 import zipfile
 import zlib
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eval.files import write_atomically
 from eval.metrics.frechet import Statistics
 
 CHECKSUM = "sha256"
@@ -138,17 +138,12 @@ def _load(file: Path, key: str) -> Tensor | None:
 
 
 def _save(features: Tensor, file: Path, key: str) -> None:
-    """Under a name of its own first, so that no other process sees half a file."""
     from safetensors.torch import save
 
-    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
+    content = save({"features": features.contiguous()}, {CHECKSUM: _checksum(features, key)})
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(save({"features": features.contiguous()}, {CHECKSUM: _checksum(features, key)}))
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(content, file, sync=False)  # the checksum shows what a power cut leaves of it
     except OSError as error:
         _warn(f"features cannot be kept in {file.parent} ({error.strerror}); they will be computed each time")
 

@@ -1,6 +1,6 @@
 """Charts of a section as SVG: one metric against another, with a marker for each run, and curves of an analysis.
 
-Colours are those of the classes s0, s1, … in report.css; the shape of a marker tells methods apart without them.
+Colours are those of the classes s0, s1, … in report.css. The shapes of markers distinguish methods without colours.
 """
 
 import math
@@ -11,9 +11,9 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 from eval.report.tradeoff import Curve, Point, pareto_front
 
-WIDTH, HEIGHT = 440, 340  # units of the drawing, in which letters are 13 high
+WIDTH, HEIGHT = 440, 340  # units of the drawing; letters are 13 high
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 30, 52
-COLOURS = 7  # of report.css; their number and that of the shapes have no common divisor
+COLOURS = 7  # of report.css; 7 and 8 have no common divisor, so pairs of colour and shape repeat late
 SHAPES = (
     "M-5 0A5 5 0 1 1 5 0A5 5 0 1 1 -5 0Z",
     "M-4.5 -4.5H4.5V4.5H-4.5Z",
@@ -219,7 +219,7 @@ def _write(group: Element, x: float, y: float, text: str, anchor: str) -> None:
 
 
 def _staircase(places: Sequence[Point], x_higher: bool) -> str:
-    """Around what the places dominate, from left to right: each corner has the worse x and the worse y of two."""
+    """The border of what the places dominate, from left to right: a corner has the worse x and the worse y of two."""
     d = f"M{_xy(places[0])}"
     for _, (x, y) in pairwise(places):
         d += f"V{y:.1f}H{x:.1f}" if x_higher else f"H{x:.1f}V{y:.1f}"

@@ -7,13 +7,14 @@ from eval.records import RunRecord
 from eval.report.rows import TableRow, canonical
 
 DIGITS = 8  # of a checksum
+LAST = ("seed", "data", "weights", "scores")  # groups of settings that labels name only where nothing else differs
 
 
 def label_rows(rows: Sequence[TableRow], with_selection: bool) -> None:
     """Write into each row its label: the method's name, followed by what distinguishes it from the method's other rows.
 
-    A setting that repeats another one is left out. Data, weights and how numbers were made are named where nothing else
-    explains a difference.
+    A setting that repeats another one is left out. Seed, data, weights and scoring are named only where nothing else
+    differs.
 
     Args:
         rows: of one table.
@@ -45,7 +46,7 @@ def _differing(rows: Sequence[TableRow]) -> list[list[str]]:
         values = [one.get(key) for one in settings]
         if len({repr(canonical(value)) for value in values}) > 1:
             columns[key] = values
-    last = [key for key in columns if key.split(".")[0] in ("data", "weights", "scores")]
+    last = [key for key in columns if key.split(".")[0] in LAST]
     shown = _without_repetition({key: values for key, values in columns.items() if key not in last})
     for key in last:
         if len({repr([canonical(columns[k][i]) for k in shown]) for i in range(len(rows))}) < len(rows):

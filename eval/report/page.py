@@ -93,7 +93,7 @@ def _json(value: Any) -> str:
 
 
 def _hash(text: str) -> str:
-    """By which a content security policy knows a script or style."""
+    """The hash by which a content security policy allows a script or style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

@@ -1,4 +1,4 @@
-"""Two metrics against each other: the runs of a method as a curve, and what a curve leaves behind it."""
+"""Two metrics against each other: the runs of a method as a curve, and what a curve dominates."""
 
 import math
 from collections import defaultdict
@@ -85,7 +85,7 @@ def dominated_area(points: Sequence[Point], higher: tuple[bool, bool], corner: P
 
 
 def shares(found: Sequence[Curve], higher: tuple[bool, bool]) -> list[float] | None:
-    """Share, from 0 to 1, that each curve dominates of the box around the points of all; None where it is flat."""
+    """Share, from 0 to 1, that each curve dominates of the box around all points; None if the box is flat."""
     everything = [point for curve in found for point in curve.points]
     if not everything:
         return None

@@ -18,10 +18,9 @@ from cyclediff.data.edit_lists import (
     read_edit_list,
     read_prompts,
 )
-from cyclediff.pets.folders import PETS_SEEDS
 from cyclediff.errors import UserError
 from cyclediff.pets.captions import sample_edits
-from cyclediff.pets.folders import prepare_pet_edits
+from cyclediff.pets.folders import PETS_SEEDS, prepare_pet_edits
 from cyclediff.pets.render import FACTORS, render, sample_factors
 
 

@@ -1,4 +1,4 @@
-"""One run in several processes: the same images and numbers, and one word when one of them fails."""
+"""One run in several processes: the same images and numbers, and one message when one of them fails."""
 
 import csv
 import json
@@ -16,15 +16,16 @@ import pytest
 from pyarrow import parquet
 
 from cyclediff.runtime import distributed
-from cyclediff.runtime.batches import summarise
+from cyclediff.runtime.batches import costs
 from cyclediff.runtime.record import Run
 
 from .forking import At, Refusing, finish, killed, start
 from .test_run import ROOT, SMALL, contents
 
-CELL = [SMALL, "method=sdedit", "steps=few", "data.limit=6", "batch_size=1"]
+RUN = [SMALL, "method=sdedit", "steps=few", "data.limit=6", "batch_size=1", "allow_code_change=true"]
 EDITS = ["experiment=pets_edit", "method=sdedit", "data.limit=3", "tier=few", "batch_size=2"]
-COSTS = {"seconds_per_image", "images_per_second"}
+EDITS += ["allow_code_change=true"]  # someone may be editing the code while these tests run
+COSTS = {"seconds_per_image", "images_per_second"}  # columns that depend on the machine
 
 
 @dataclass(frozen=True)
@@ -96,34 +97,34 @@ def assert_same_tables(folder, other):
 def alone(tmp_path_factory):
     """The images and tables that one process makes."""
     folder = tmp_path_factory.mktemp("alone")
-    assert one(CELL, folder)[0] == 0
+    assert one(RUN, folder)[0] == 0
     return folder
 
 
 def test_two_processes_make_what_one_makes(alone, tmp_path):
-    codes, (told, silent) = ranks(CELL, tmp_path)
-    assert codes == [0, 0], told
+    codes, (printed, silent) = ranks(RUN, tmp_path)
+    assert codes == [0, 0], printed
     assert contents(tmp_path) == contents(alone)
     assert len(contents(tmp_path)) == 6
     assert_same_tables(tmp_path, alone)
     assert silent == ""
-    assert "2 processes made 6 images in" in told
-    assert told.count("pets_cat2dog: 6 images") == 1
+    assert "2 processes made 6 images in" in printed
+    assert printed.count("pets_cat2dog: 6 images") == 1
     found = record(tmp_path)
     assert found["world_size"] == 2
     assert [share["images"] for share in found["ranks"]] == [3, 3]
-    assert found["network_evaluations_per_image"] == record(alone)["network_evaluations_per_image"] == 2
+    assert found["costs"]["forwards_per_image"] == record(alone)["costs"]["forwards_per_image"] == 2
     seconds = [share["seconds"] for share in found["ranks"]]
-    assert found["seconds_per_image"] == pytest.approx(sum(seconds) / 6)
-    assert found["images_per_second"] == pytest.approx(6 / max(seconds))
+    assert found["costs"]["seconds_per_image"] == pytest.approx(sum(seconds) / 6)
+    assert found["costs"]["images_per_second"] == pytest.approx(6 / max(seconds))
 
 
-def test_editing_in_two_processes_and_a_second_cell(tmp_path):
-    cells = [*EDITS, "method=sdedit,ddib"]
-    assert ranks(cells, tmp_path / "two")[0] == [0, 0]
-    assert one(cells, tmp_path / "one")[0] == 0
+def test_editing_in_two_processes_and_a_second_run(tmp_path):
+    both = [*EDITS, "method=sdedit,ddib"]
+    assert ranks(both, tmp_path / "two")[0] == [0, 0]
+    assert one(both, tmp_path / "one")[0] == 0
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
-    assert len(contents(tmp_path / "two")) == 3  # of either cell, by name
+    assert len(contents(tmp_path / "two")) == 3  # of either run, by name
     assert_same_tables(tmp_path / "two", tmp_path / "one")
     places = sorted(path.relative_to(tmp_path / "one") for path in tmp_path.glob("one/*/*/candidates.parquet"))
     assert len(places) == 2
@@ -133,78 +134,80 @@ def test_editing_in_two_processes_and_a_second_cell(tmp_path):
 
 
 def test_a_killed_process_ends_the_others_and_two_finish_what_one_began(alone, tmp_path):
-    assert one(CELL, tmp_path, At("images/source0001.png", 1, killed))[0] == -signal.SIGKILL
+    assert one(RUN, tmp_path, At("images/source0001.png", 1, killed))[0] == -signal.SIGKILL
     assert len(contents(tmp_path)) == 1
     began = time.monotonic()
-    codes, told = ranks(CELL, tmp_path, (None, At("images/source0004.png", 1, killed)))
+    codes, printed = ranks(RUN, tmp_path, (None, At("images/source0004.png", 1, killed)))
     assert time.monotonic() - began < 50
     assert codes == [1, -signal.SIGKILL]
-    assert told[0].count("another process of this job has ended without a word") == 1
-    assert "Traceback" not in told[0]
+    assert printed[0].count(distributed.LOST) == 1
+    assert "Traceback" not in printed[0]
     kept = contents(tmp_path)
     assert kept.keys() < contents(alone).keys()
-    assert len(kept) == 5  # the first process went on to its end
-    assert ranks(CELL, tmp_path)[0] == [0, 0]
+    assert len(kept) == 5  # the first process made all of its part
+    assert ranks(RUN, tmp_path)[0] == [0, 0]
     assert contents(tmp_path) == contents(alone)
     assert_same_tables(tmp_path, alone)
-    assert record(tmp_path)["network_evaluations_per_image"] == 2
+    assert record(tmp_path)["costs"]["forwards_per_image"] == 2
 
 
 def broken(*_):
-    raise KeyError("the own error")
+    raise KeyError("its own error")
 
 
-def blind():
+def without_evaluation():
     import eval.evaluate
 
-    eval.evaluate.measure = broken
+    eval.evaluate.evaluate = broken
 
 
 @pytest.mark.parametrize(
     ("faulty", "fault"),
-    [(0, At("images/source0002.png", 1, broken)), (1, At("images/source0003.png", 1, broken)), (1, blind)],
+    [(0, At("images/source0002.png", 1, broken)), (1, At("images/source0003.png", 1, broken)), (1, without_evaluation)],
     ids=["first", "second", "in the evaluation"],
 )
-def test_an_error_is_told_by_its_process_alone(faulty, fault, tmp_path):
+def test_an_error_is_printed_by_its_process_alone(faulty, fault, tmp_path):
     faults = [None, None]
     faults[faulty] = fault
-    codes, told = ranks(CELL, tmp_path, faults)
+    codes, printed = ranks(RUN, tmp_path, faults)
     assert codes == [1, 1]
-    assert told[faulty].count("KeyError: 'the own error'") == 1
-    assert "Traceback" in told[faulty]
-    assert not re.search("Traceback|error: ", told[1 - faulty])
+    assert printed[faulty].count("KeyError: 'its own error'") == 1
+    assert "Traceback" in printed[faulty]
+    assert not re.search("Traceback|error: ", printed[1 - faulty])
     assert len(contents(tmp_path)) >= 2
     assert record(tmp_path)["status"] == "failed"
 
 
 def test_a_mistake_of_one_process(tmp_path):
-    codes, told = ranks(CELL, tmp_path, (None, Refusing("images/source0003.png", 28)))
+    codes, printed = ranks(RUN, tmp_path, (None, Refusing("images/source0003.png", 28)))
     assert codes[1] == 2
     assert codes[0] in (1, 2)
-    assert told[1].splitlines()[-1].startswith("error: ")
-    assert "cannot be written (No space left on device)" in told[1]
-    assert not re.search("Traceback|error: ", told[0])
+    assert printed[1].splitlines()[-1].startswith("error: ")
+    assert "cannot be written (No space left on device)" in printed[1]
+    assert not re.search("Traceback|error: ", printed[0])
 
 
 @pytest.mark.parametrize("mistake", ["method=sdedt", "batch_size=0", "method.t0=0", "data.source=nowhere"])
-def test_a_mistake_of_all_is_told_once(mistake, tmp_path):
-    codes, told = ranks([*CELL, mistake], tmp_path)
+def test_a_mistake_of_all_is_printed_once(mistake, tmp_path):
+    codes, printed = ranks([*RUN, mistake], tmp_path)
     assert 2 in codes
     assert set(codes) <= {1, 2}
-    assert sum(text.count("error: ") for text in told) == 1
-    assert not any("Traceback" in text for text in told)
+    assert sum(text.count("error: ") for text in printed) == 1
+    assert not any("Traceback" in text for text in printed)
 
 
-def test_more_processes_than_batches_are_told(tmp_path):
-    codes, told = ranks([*CELL, "data.limit=2", "batch_size=2"], tmp_path)
+def test_more_processes_than_batches(tmp_path):
+    codes, printed = ranks([*RUN, "data.limit=2", "batch_size=2"], tmp_path)
     assert codes == [0, 0]
-    assert told[0].count("2 processes share 1 batches, so 1 have nothing to do; batch_size=1 would give each some") == 1
-    assert told[1] == ""
+    assert (
+        printed[0].count("2 processes share 1 batches, so 1 have nothing to do; batch_size=1 would give each some") == 1
+    )
+    assert printed[1] == ""
 
 
 def test_costs_of_several_starts_and_processes(tmp_path):
     """One process made two images in 6 s; later two made the other four at once, the slower in 9 s."""
-    logs = [Run(tmp_path, {"method": {"name": "m"}}, rank) for rank in (0, 1)]
+    logs = [Run(tmp_path, {"method": {"name": "m"}}, {}, rank) for rank in (0, 1)]
     logs[0].path.mkdir(parents=True)
     for log, ids, seconds, world, begun in [
         (logs[0], "ab", 6.0, 1, 10.5),
@@ -212,15 +215,15 @@ def test_costs_of_several_starts_and_processes(tmp_path):
         (logs[0], "e", 2.0, 2, 20.5),
         (logs[0], "f", 3.0, 2, 20.5),
     ]:
-        log.log_batch(
-            ids, seconds=seconds, network_seconds=seconds / 2, evaluations=len(ids) * 7, rank=log.rank, world=world,
-            start=begun,
-        )  # fmt: skip
-    found = summarise(logs[0], 6)
-    assert found["seconds_per_image"] == pytest.approx(20 / 6)
-    assert found["images_per_second"] == pytest.approx(6 / (6 + 9))
-    assert found["network_evaluations_per_image"] == 7
-    assert found["network_share"] == 0.5
+        forwards, backwards, inside = len(ids) * 7, len(ids) * 2, seconds / 2
+        about = {"rank": log.rank, "world": world, "start": begun, "seconds": seconds, "network_seconds": inside}
+        log.log_batch(ids, forwards=forwards, backwards=backwards, **about)
+    found = costs(logs[0], 6)
+    assert found["costs"]["seconds_per_image"] == pytest.approx(20 / 6)
+    assert found["costs"]["images_per_second"] == pytest.approx(6 / (6 + 9))
+    assert found["costs"]["forwards_per_image"] == 7
+    assert found["costs"]["backwards_per_image"] == 2
+    assert found["costs"]["network_share"] == 0.5
     assert found["ranks"] == [{"seconds": 5.0, "images": 2}, {"seconds": 9.0, "images": 2}]
 
 
@@ -250,16 +253,16 @@ def torchrun(*arguments):
 
 @pytest.mark.slow
 def test_torchrun(alone, tmp_path):
-    done = subprocess.run(torchrun(*CELL, f"paths.outputs={tmp_path}"), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(torchrun(*RUN, f"paths.outputs={tmp_path}"), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path) == contents(alone)
     assert_same_tables(tmp_path, alone)
 
 
 @pytest.mark.slow
-def test_torchrun_tells_a_mistake_once_before_its_own_report(tmp_path):
+def test_torchrun_prints_a_mistake_once_before_its_own_report(tmp_path):
     done = subprocess.run(
-        torchrun(*CELL, "batch_size=0", f"paths.outputs={tmp_path}"), capture_output=True, text=True, timeout=300
+        torchrun(*RUN, "batch_size=0", f"paths.outputs={tmp_path}"), capture_output=True, text=True, timeout=300
     )
     assert done.returncode != 0
     assert done.stderr.count("error: batch_size must be a whole number of at least 1, or auto; got 0") == 1
@@ -273,8 +276,8 @@ def test_sigterm_to_torchrun(tmp_path):
     while len(contents(tmp_path)) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=60)[1]
-    found = re.search(r"stopped after (\d+) of 40 images; the same command goes on from there", told)
+    printed = process.communicate(timeout=60)[1]
+    found = re.search(r"stopped after (\d+) of 40 images; the same command continues from there", printed)
     assert found
     assert int(found[1]) == len(contents(tmp_path)) < 40
     assert record(tmp_path)["status"] == "running"

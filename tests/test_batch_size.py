@@ -61,7 +61,7 @@ def test_other_errors_are_errors(monkeypatch):
         find_batch_size(broken, 8)
 
 
-def test_torchs_own_error_is_known():
+def test_the_error_of_torch_is_known():
     with pytest.raises(RuntimeError) as full:
         torch.empty(2**60)
     assert is_out_of_memory(full.value)
@@ -76,14 +76,14 @@ def test_sizes_are_kept_by_key(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": "many"}', '{"a": 0}', "{"])
-def test_a_damaged_file_is_passed_over_and_mended(content, tmp_path):
+def test_a_damaged_file_is_ignored_and_written_again(content, tmp_path):
     (tmp_path / FILE).write_text(content)
     assert remembered(tmp_path, "a") is None
     remember(tmp_path, "a", 8)
     assert json.loads((tmp_path / FILE).read_text()) == {"a": 8}
 
 
-def test_a_cache_that_cannot_be_written_is_passed_over(tmp_path):
+def test_a_cache_that_cannot_be_written_is_ignored(tmp_path):
     (tmp_path / "file").write_text("")
     remember(tmp_path / "file", "a", 8)
     assert remembered(tmp_path / "file", "a") is None

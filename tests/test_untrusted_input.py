@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from cyclediff.data import folders as data
-from cyclediff.data.folders import MOST_PIXELS, list_images, prepare_photos, raw_folder, read_photo
+from cyclediff.data.folders import list_images, prepare_photos, raw_folder
+from cyclediff.data.images import read_photo
 from cyclediff.errors import UserError
-from eval.metrics import pictures
+from eval import files
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "conf")
@@ -60,7 +61,7 @@ def encoded(image, kind, **options):
 def readers(path):
     """Ours and the evaluation's reading of a file: pixels, or None and one sentence that names the file."""
     found = []
-    for read, error in ((read_photo, UserError), (pictures.read_picture, ValueError)):
+    for read, error in ((read_photo, UserError), (files.read_picture, ValueError)):
         image = None
         with contextlib.suppress(error):
             image = read(path)
@@ -208,7 +209,7 @@ def test_bombs_are_told_before_memory_is_taken(size, name, header, tmp_path, rec
     with pytest.raises(UserError, match="has more than 89 million pixels; make it smaller"):
         prepared(tmp_path, tmp_path / "cache")
     with pytest.raises(ValueError, match="has more than 89 million pixels; make it smaller"):
-        pictures.read_picture(tmp_path / name)
+        files.read_picture(tmp_path / name)
 
 
 def resident():
@@ -219,13 +220,11 @@ def resident():
 
 def test_the_limit_itself_is_allowed(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(WHOLE["a.png"])
-    for module in (data, pictures):
-        monkeypatch.setattr(module, "MOST_PIXELS", 40 * 30)
+    assert files.MOST_PIXELS == Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(files, "MOST_PIXELS", 40 * 30)
     assert all(pixels is not None for pixels in readers(tmp_path / "a.png"))
-    for module in (data, pictures):
-        monkeypatch.setattr(module, "MOST_PIXELS", 40 * 30 - 1)
+    monkeypatch.setattr(files, "MOST_PIXELS", 40 * 30 - 1)
     assert readers(tmp_path / "a.png") == [None, None]
-    assert MOST_PIXELS == Image.MAX_IMAGE_PIXELS
 
 
 # Kinds of pictures
@@ -336,8 +335,8 @@ def test_plain_files_are_read_as_the_published_evaluators_do(tmp_path):
 def test_an_unreadable_reference_is_told_not_raised(tmp_path):
     """Of a reference folder every file counts, so damage ends with the sentence and not with Pillow's error."""
     (tmp_path / "a.png").write_bytes(WHOLE["a.png"][:50])
-    with pytest.raises(ValueError, match=r"a\.png' is not a readable image"):
-        pictures.read_picture(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png is not a readable image"):
+        files.read_picture(tmp_path / "a.png")
 
 
 # Names and folders
@@ -402,7 +401,7 @@ def test_folders_and_hidden_files_are_passed_over(tmp_path):
     (tmp_path / ".hidden.png").write_bytes(b"")
     (tmp_path / "linked.png").symlink_to("folder.png")
     (tmp_path / "notes.txt").write_bytes(b"")
-    for listed in (list_images, pictures.list_images):
+    for listed in (list_images, files.list_images):
         assert [path.name for path in listed(tmp_path)] == ["a.png"]
 
 
@@ -411,7 +410,7 @@ def test_a_link_to_a_photo_is_followed(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").symlink_to("../elsewhere.png")
     assert prepared(tmp_path / "photos", tmp_path / "cache").ids == ("a",)
-    assert [path.name for path in pictures.list_images(tmp_path / "photos")] == ["a.png"]
+    assert [path.name for path in files.list_images(tmp_path / "photos")] == ["a.png"]
 
 
 @pytest.mark.parametrize("kind", ["loop", "dangling", "pipe", "device"])
@@ -426,8 +425,8 @@ def test_what_is_no_file_is_told_and_not_opened(kind, tmp_path):
         with pytest.raises(UserError, match=r"b\.png is a link to nowhere or no plain file") as refusal:
             use(tmp_path)
         sentence(refusal.value)
-    with pytest.raises(ValueError, match=r"b\.png' is a link to nowhere or no plain file"):
-        pictures.list_images(tmp_path)
+    with pytest.raises(ValueError, match=r"b\.png is a link to nowhere or no plain file"):
+        files.list_images(tmp_path)
 
 
 def test_a_folder_that_is_a_loop(tmp_path):
@@ -460,7 +459,7 @@ def test_a_hundred_thousand_files_are_listed_at_once(tmp_path):
     random.Random(0).shuffle(names)
     for name in names:
         os.close(os.open(tmp_path / name, os.O_CREAT))
-    for listed in (list_images, pictures.list_images):
+    for listed in (list_images, files.list_images):
         seconds = []
         for _ in range(3):  # the best of three: someone else may be at work
             start = time.process_time()

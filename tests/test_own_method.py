@@ -1,0 +1,73 @@
+"""A method, and a metric of nothing else, from outside of this repository: CONTRIBUTING's "your own method"."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+METHOD = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Brighter:
+    amount: float
+    name: str = "brighter"
+    needs = frozenset({"target"})
+    conditions = frozenset({"none"})
+    starts_at = None
+    inverts = False
+    num_steps = 1
+
+    def __call__(self, x0, source, target, noise):
+        t = target.alpha_bar.new_zeros(len(x0), dtype=int)
+        return x0 + self.amount + 0 * target(x0, t)
+"""
+FILE = "_target_: my_methods.Brighter\nname: brighter\nneeds: [target]\nconditions: [none]\namount: 0.5\n"
+
+
+def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "run.py", "--config-dir", tmp_path / "conf", "method=brighter", "data.limit=2",
+         f"paths.outputs={tmp_path / 'out'}", f"paths.cache={tmp_path / 'cache'}", *arguments],
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "code")}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def own(tmp_path):
+    for folder, name, content in (("code", "my_methods.py", METHOD), ("conf/method", "brighter.yaml", FILE)):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / name).write_text(content)
+    return tmp_path
+
+
+def test_a_method_outside_of_the_repository(own):
+    done = run(own)
+    assert done.returncode == 0, done.stderr
+    assert "brighter" in done.stdout
+    (record,) = [json.loads(path.read_bytes()) for path in own.glob("out/*/*/run.json")]
+    assert record["costs"]["forwards_per_image"] == 1
+    (own / "code" / "my_methods.py").write_text(METHOD.replace("self.amount +", "2 * self.amount +"))
+    changed = run(own)
+    assert changed.returncode == 2
+    assert "the code is now" in changed.stderr  # its module counts as code
+
+
+@pytest.mark.parametrize(("old", "new", "words"), [
+    ("needs: [target]", "needs: [source, target]", "says needs: [source, target], and Brighter declares [target]"),
+    ("needs: [target]\n", "", "brighter.yaml does not say needs"),
+    ("my_methods.Brighter", "my_method.Brighter", "my_method.Brighter cannot be imported"),
+    ("amount: 0.5", "amont: 0.5", "Brighter has no setting amont"),
+    ("amount: 0.5", "amount: much", "method.amount must be of type float"),
+    ("conditions: [none]", "conditions: [text]", "choose method=cyclediffusion, ddib"),
+])  # fmt: skip
+def test_mistakes(own, old, new, words):
+    (own / "conf" / "method" / "brighter.yaml").write_text(FILE.replace(old, new))
+    done = run(own)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert words in done.stderr
+    assert not list(own.glob("out/*/*/run.json"))
