@@ -77,7 +77,7 @@ def fetch_one(asset: Asset, path: Path) -> str:
 
 
 def check_weights(part: Path, suffix: str) -> str:
-    """Insist that a file holds weights; returns what they seem to be."""
+    """Require that a file holds weights; returns what they seem to be."""
     from cyclediff.models.checkpoint import is_torchscript, read_checkpoint
     from cyclediff.models.weights import recognise
     from eval.random_mark import is_random

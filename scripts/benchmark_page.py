@@ -1,6 +1,5 @@
 """How long report.html takes to write and how large it is, for 6 runs of 500 photos: part of `make bench`."""
 
-import csv
 import io
 import json
 import sys
@@ -12,8 +11,9 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from eval.report.page import write_page
-from eval.report.sections import read_sections
+from eval.metrics.metric import Metric
+from eval.records import SCHEMA, MetricRecord, RunRecord, ScoresRecord, write_scores
+from eval.report.tables import write_page
 
 METHODS = ("cyclediffusion", "sdedit", "ddib", "ilvr", "egsde", "egsde_dagger")
 COUNT, SIDE = 500, 256
@@ -36,9 +36,9 @@ def rows_of_page(table: Table) -> None:
 
 
 def seconds_of_page(task: Path) -> float:
-    """Write the page once."""
+    """Write the page and its picture once."""
     began = time.perf_counter()
-    write_page(task, read_sections(task), [], task / "report.html")
+    write_page(task)
     return time.perf_counter() - began
 
 
@@ -55,14 +55,15 @@ def make_runs(task: Path) -> None:
         )
         values = {"psnr": generator.normal(20, 2, COUNT), "ssim": generator.uniform(0.3, 0.9, COUNT)}
         values |= {"l2": generator.normal(50, 5, COUNT), "seconds": generator.normal(2, 0.1, COUNT)}
-        with (folder / "per_image.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["id", *values])
-            writer.writerows(zip(ids, *values.values(), strict=True))
-        entries = {key: entry(float(row.mean())) for key, row in values.items() if key != "seconds"}
-        entries |= {"fid": entry(60.0 - shift), "kid": entry(0.01 + 0.001 * shift)}
-        (folder / "metrics.json").write_text(json.dumps({"schema": 1, "metrics": entries}))
-        (folder / "run.json").write_text(json.dumps(record(method)))
+        rows = [dict(zip(["id", *values], row, strict=True)) for row in zip(ids, *values.values(), strict=True)]
+        entries = {"fid": entry("FID", 60.0 - shift), "kid": entry("KID", 0.01 + 0.001 * shift)}
+        entries |= {key: entry(key, float(row.mean())) for key, row in values.items() if key != "seconds"}
+        record: ScoresRecord = {
+            "schema": SCHEMA, "protocol": "benchmark/1", "identity": {}, "metrics": entries, "random_weights": [],
+            "reference": None,
+        }  # fmt: skip
+        write_scores(folder / "scores" / "benchmark-1-0", record, rows, {})
+        (folder / "run.json").write_text(json.dumps(run_record(method)))
 
 
 def draw(generator: np.random.Generator) -> dict[str, bytes]:
@@ -93,18 +94,32 @@ def save(pictures: dict[str, bytes], folder: Path) -> None:
         (folder / f"{image}.png").write_bytes(content)
 
 
-def entry(value: float) -> dict[str, object]:
-    """What metrics.json says of a number."""
-    return {"value": value, "ci95": [0.99 * value, 1.01 * value], "n": COUNT, "protocol": "benchmark"}
+def entry(header: str, value: float) -> MetricRecord:
+    """A number of metrics.json."""
+    ends = [0.99 * value, 1.01 * value]
+    return Metric(header, 3, True).entry("benchmark", value=value, ci95=ends, n=COUNT, n_reference=None)
 
 
-def record(method: str) -> dict[str, object]:
-    """What run.json says of a run."""
-    identity = {"task": "photos", "protocol": "benchmark/1", "method": {"name": method}, "seed": 1}
-    data = {"name": "photos", "digest": "0", "n": COUNT, "source": "source", "counterpart": None, "dataset": None}
-    costs = {"network_evaluations_per_image": 100, "seconds_per_image": 2.0, "images_per_second": 0.5}
-    about = {"status": "finished", "embedded": False, "random_weights": [], "published_settings": True}
-    return {"identity": identity, "data": data, **about, **costs}
+def run_record(method: str) -> RunRecord:
+    """The run.json of a method."""
+    return {
+        "schema": SCHEMA,
+        "study": "translate",
+        "status": "finished",
+        "identity": {"method": {"name": method}, "seed": 1},
+        "task": "photos",
+        "method": method,
+        "seed": 1,
+        "synthetic": False,
+        "data": {
+            "name": "photos", "dataset": None, "digest": "0", "n": COUNT, "source": "source", "ground_truth": None
+        },
+        "weights": {},
+        "random_weights": [],
+        "published_settings": True,
+        "start": "2026-01-01T00:00:00+00:00",
+        "costs": {"forwards_per_image": 100, "seconds_per_image": 2.0, "images_per_second": 0.5},
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

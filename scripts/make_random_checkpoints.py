@@ -28,7 +28,7 @@ from eval.random_mark import MARK
 ROOT = Path(__file__).parents[1]
 FLAT = ("qkv", "qkv_proj", "proj_out", "c_proj")  # 1-D convolutions in guided-diffusion
 FEATURES = 2048
-FORM = ("_convert_", "path", "ema", "attention_order", "dtype", "compile_mode")  # no part of the architecture
+NOT_SHAPES = ("_convert_", "path", "ema", "attention_order", "dtype", "compile_mode")  # settings that change no shape
 
 
 def shapes(name: str) -> dict[str, tuple[int, ...]]:
@@ -36,7 +36,7 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
         cfg: Any = OmegaConf.to_container(hydra.compose("config", [f"+model@probe={name}"]).probe)
     kind = cfg.pop("_target_").rpartition(".")[2]
-    settings = {key: value for key, value in cfg.items() if key not in FORM}
+    settings = {key: value for key, value in cfg.items() if key not in NOT_SHAPES}
     with torch.device("meta"):
         if kind == "load_adm":
             network: nn.Module = adm.build(out_channels=6 if settings.pop("learn_sigma") else 3, **settings)

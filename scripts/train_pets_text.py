@@ -1,11 +1,11 @@
-"""Train the embedded world's text-to-image model and its CLIP from seeds, in the formats of the real ones.
+"""Train the text-to-image model and the CLIP of pets from seeds, in the formats of the real ones.
 
     python scripts/train_pets_text.py vae      the autoencoder
     python scripts/train_pets_text.py unet     text encoder and UNet together; needs the autoencoder
     python scripts/train_pets_text.py clip     image and text tower
     python scripts/train_pets_text.py          all of it, one after another
 
-An interrupted training continues from its last checkpoint in ~/.cache/cyclediff/training.
+A training that was stopped continues from its last checkpoint in ~/.cache/cyclediff/training.
 """
 
 import argparse

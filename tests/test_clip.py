@@ -104,7 +104,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
-    """A folder in open_clip's local-dir form: the embedded world's architecture and words, other weights, 16 bits."""
+    """A folder in open_clip's local-dir form: the architecture of pets' CLIP and words, other weights, 16 bits."""
     folder = tmp_path_factory.mktemp("clips") / "local"
     shutil.copytree(SHIPPED, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     torch.manual_seed(1)

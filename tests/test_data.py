@@ -137,7 +137,7 @@ def test_a_raw_folder_is_named_by_its_content(afhq):
     assert raw_folder(afhq).digest != before.digest
 
 
-def test_a_record_tells_what_is_missing(tmp_path):
+def test_a_record_names_what_is_missing(tmp_path):
     folder = Folder(tmp_path, ("a", "b"), "mine", "0123abcd")
     whole = Sources(folder, None, None, None).record()
     assert set(whole) == {"name", "dataset", "digest", "n", "source", "ground_truth"}

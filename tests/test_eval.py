@@ -223,7 +223,7 @@ def test_edit_and_kept_error_of_known_differences():
         edit_error(a, b, ["hat"] * 5)
 
 
-def test_the_judge_tells_a_true_edit_from_none(tmp_path):
+def test_the_judge_distinguishes_a_true_edit_from_none(tmp_path):
     """Every kind of edit, rendered: the true result and the unchanged source, each scored as if it were the result."""
     drawn = sample_factors(25, torch.Generator().manual_seed(9))
     edits = sample_edits(drawn, torch.Generator().manual_seed(10))

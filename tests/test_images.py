@@ -96,7 +96,7 @@ def test_uint8_round_trip_and_clamping():
 
 
 @pytest.mark.parametrize("obstacle", ["missing folder", "folder is a file", "name is taken by a folder"])
-def test_a_failed_write_is_told_and_leaves_nothing(tmp_path, obstacle):
+def test_a_failed_write_is_reported_and_leaves_nothing(tmp_path, obstacle):
     target = tmp_path / "a" / "b.json"
     if obstacle == "folder is a file":
         (tmp_path / "a").touch()

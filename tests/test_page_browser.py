@@ -11,8 +11,7 @@ from .test_page import IDS, make_run, write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM, reason="no chromium here")]
-QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-QUIET += ["--disable-component-update", "--disable-sync"]
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-sync"]  # the rest is in Playwright's own arguments
 EVIL = "<img src=x onerror=document.title='evil'></script><script>document.title='evil'</script>"
 LONG = "Donaudampfschifffahrtsgesellschaftskapitän" * 4
 
@@ -121,8 +120,8 @@ def test_the_gallery_sorts_by_a_metric_of_a_method(task, visit, order, up):
     values = column(task, "n", "ssim")
     page.wait_for_selector(".row .tiles")
     assert names(page) == sorted(values, key=values.get, reverse=not up)
-    told = page.locator(".tile.result:has-text('n') .value").all_inner_texts()
-    assert told == [f"{values[image]:.3f}" for image in names(page)]
+    shown = page.locator(".tile.result:has-text('n') .value").all_inner_texts()
+    assert shown == [f"{values[image]:.3f}" for image in names(page)]
     assert f"{order} SSIM of n first" in page.get_by_role("status").first.inner_text()
 
 
@@ -162,9 +161,8 @@ def test_enlarging_comparing_and_moving(task, visit):
     for key, expected in {"ArrowRight": "cat2: m", "ArrowDown": "cat2: n", "ArrowUp": "cat2: m"}.items():
         page.keyboard.press(key)
         assert title.inner_text() == expected
-    page.keyboard.press("ArrowLeft")
-    page.keyboard.press("ArrowLeft")
-    page.keyboard.press("ArrowLeft")
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
     assert title.inner_text() == "cat0: m"
     page.keyboard.press("Escape")
     assert not page.locator("#viewer").is_visible()
@@ -311,17 +309,16 @@ def test_a_page_without_results(tmp_path, visit):
     assert page.locator("table").count() == page.locator(".gallery").count() == 0
 
 
-def test_images_without_sources(tmp_path, visit):
-    """The first result takes the place of the source in comparisons."""
+def test_without_sources_the_first_result_takes_their_place(tmp_path, visit):
     for seed, method in enumerate("mn"):
         folder = make_run(tmp_path / "t", method, seed=seed)
         rewrite(folder / "run.json", lambda run: run["data"].update(source=None, ground_truth=None))
     write(tmp_path / "t")
     page = visit(tmp_path / "t")
     page.locator(".tile").first.click()
-    for key, expected in {"Shift": "cat0: m", "ArrowDown": "cat0: n", "ArrowUp": "cat0: m"}.items():
+    for key, expected in {"Shift": "m", "ArrowDown": "n", "ArrowUp": "m", "ArrowLeft": "m"}.items():
         page.keyboard.press(key)
-        assert page.locator("#viewer h2").inner_text() == expected
+        assert page.locator("#viewer h2").inner_text() == f"cat0: {expected}"
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Space")
     assert page.locator(".what").inner_text() == "m"

@@ -18,9 +18,9 @@ from cyclediff.runtime import precision
 from cyclediff.runtime.precision import exact, require_precision
 
 from .forking import finish
-from .test_pets import WEIGHTS
-from .test_run import SMALL
+from .test_run import ROOT, SMALL
 
+WEIGHTS = ROOT / "cyclediff" / "pets" / "weights"
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 T = torch.tensor([1, 500])
 
@@ -101,7 +101,7 @@ def stricter():
     precision.LEAST = 200.0
 
 
-RUN = [SMALL, "method=sdedit", "steps=few", "data.limit=3", "dtype=bfloat16"]
+RUN = [SMALL, "method=sdedit", "steps=few", "data.limit=3", "dtype=bfloat16", "allow_code_change=true"]
 
 
 def test_a_run_says_how_close_it_is_or_is_refused_before_its_first_image(tmp_path):

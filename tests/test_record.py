@@ -106,6 +106,9 @@ def test_scores_are_written_and_found(tmp_path):
     scores = ScoreFolder(tmp_path, SCORING)
     assert not scores.is_finished()
     scores.write(SCORED, "c0de")
+    (scores.path / ".123.tmp").touch()
+    scores.write(SCORED, "c0de")
+    assert not list(scores.path.glob(".*"))
     assert ScoreFolder(tmp_path, SCORING).is_finished()
     with (scores.path / "per_image.csv").open() as file:
         assert list(csv.DictReader(file)) == [{"id": "x", "psnr": "1.0"}]

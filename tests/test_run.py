@@ -41,6 +41,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*/*/images/*.png"))}
 
 
+def times(task: Path) -> dict[Path, int]:
+    """When files of runs were last written."""
+    files = [path for path in task.rglob("*") if path.is_file() and path.parent != task and path.name != ".lock"]
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def scores_of(folder: Path) -> Path:
+    (scores,) = (folder / "scores").iterdir()
+    return scores
+
+
+def metrics_of(folder: Path) -> dict[str, dict]:
+    return json.loads((scores_of(folder) / "metrics.json").read_bytes())["metrics"]
+
+
 @pytest.fixture
 def photos(tmp_path):
     folder = tmp_path / "photos"
@@ -52,41 +67,87 @@ def photos(tmp_path):
     return folder
 
 
-def test_the_embedded_row(tmp_path):
-    row = [SMALL, f"paths.outputs={tmp_path}", "data.limit=2", "batch_size=2", "steps=few"]
+def test_pets(tmp_path):
+    row = [SMALL, f"paths.outputs={tmp_path}", "data.limit=2", "batch_size=2", "steps=few", "allow_code_change=true"]
     done = alone(*row)
     assert done.returncode == 0, done.stderr
     folders = sorted(path.parent for path in tmp_path.glob("pets_cat2dog/*/run.json"))
     assert [folder.name.rpartition("-")[0] for folder in folders] == METHODS
+    costs = []
     for folder in folders:
         record = json.loads((folder / "run.json").read_bytes())
-        assert record["status"] == "finished"
+        assert (record["schema"], record["status"], record["study"]) == (2, "finished", "translate")
+        assert (record["task"], record["seed"], record["synthetic"]) == ("pets_cat2dog", 1, True)
+        assert record["method"] == folder.name.rpartition("-")[0]
+        assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in record["weights"].values())
         assert record["data"]["n"] == len(list((folder / "images").iterdir())) == 2
-        with (folder / "per_image.csv").open() as file:
+        scores = scores_of(folder)
+        with (scores / "per_image.csv").open() as file:
             rows = list(csv.DictReader(file))
-        metrics = json.loads((folder / "metrics.json").read_bytes())["metrics"]
-        for key in ("psnr", "ssim", "l2", "counterpart_psnr", "factor_error"):
+        metrics = metrics_of(folder)
+        for key in ("psnr", "ssim", "l2", "ground_truth_psnr", "attribute_error"):
             assert np.mean([float(row[key]) for row in rows]) == pytest.approx(metrics[key]["value"])
-        assert set(metrics) == {"fid", "kid", "psnr", "ssim", "l2", "counterpart_psnr", "factor_error"}
+        assert set(metrics) == {"fid", "kid", "psnr", "ssim", "l2", "ground_truth_psnr", "attribute_error"}
         assert all(re.fullmatch(r"[\w.@-]+(/[\w.@-]+)+", entry["protocol"]) for entry in metrics.values())
-        assert f"| {folder.name.rpartition('-')[0]} |" in (tmp_path / "pets_cat2dog/table.md").read_text()
-    evaluations = [
-        json.loads((folder / "run.json").read_bytes())["network_evaluations_per_image"] for folder in folders
-    ]
-    assert evaluations == [2 * 3 - 1 + 1, 8, 2, 3, 4, 2]
-    assert "Embedded world" in done.stdout
+        assert f"| {record['method']} |" in (tmp_path / "pets_cat2dog/table.md").read_text()
+        costs.append((record["costs"]["forwards_per_image"], record["costs"]["backwards_per_image"]))
+    assert costs == [(2 * 3 - 1 + 1, 0), (8, 0), (2 * 3, 2), (3 * 3, 3), (4, 0), (2, 0)]
+    assert "Pets, a synthetic benchmark" in done.stdout
 
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pets_cat2dog/*/*.*")}
+    before = times(tmp_path / "pets_cat2dog")
     again = run(*row)
     assert again.returncode == 0, again.stderr
-    assert re.findall(r"(?m)^.*cyclediffusion .*$", again.stdout) == re.findall(
-        r"(?m)^  cyclediffusion +[≈\d].*$", done.stdout
-    )
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("pets_cat2dog/*/*.*")}
+    line = r"(?m)^ +cyclediffusion +\d.*$"
+    assert re.findall(line, again.stdout) == re.findall(line, done.stdout) != []
+    assert before == times(tmp_path / "pets_cat2dog")
+
+
+def test_guidance_networks_are_counted(tmp_path):
+    """EGSDE at its settings for pets: 50 steps, each with its denoiser and the extractor on two images."""
+    done = run(SMALL, "method=egsde", "data.limit=1", f"paths.outputs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (record,) = (json.loads(path.read_bytes()) for path in tmp_path.glob("*/*/run.json"))
+    assert record["costs"]["forwards_per_image"] == 150
+    assert record["costs"]["backwards_per_image"] == 50
+
+
+def test_scores_under_other_settings_of_the_protocol(tmp_path):
+    """No image is made again, the first numbers stay, and no table mixes the two."""
+    arguments = [SMALL, "method=sdedit", "steps=few", "data.limit=9", f"paths.outputs={tmp_path}"]
+    arguments += ["allow_code_change=true"]
+    assert run(*arguments).returncode == 0
+    (folder,) = (path.parent for path in tmp_path.glob("*/*/run.json"))
+    before = times(folder)
+    first = metrics_of(folder)
+    for setting in ("protocol.resize=bicubic", "protocol.infinity=true"):
+        done = run(*arguments, setting)
+        assert done.returncode == 0, done.stderr
+        assert "images ·" not in done.stdout  # no progress of images
+    after = times(folder)
+    assert {path: after.get(path) for path in before} == before
+    assert len(list(tmp_path.glob("*/*/run.json"))) == 1
+    found = [json.loads(path.read_bytes()) for path in folder.glob("scores/*/metrics.json")]
+    by_setting = {(s["identity"]["protocol"]["resize"], s["identity"]["protocol"]["infinity"]): s for s in found}
+    assert by_setting.keys() == {("bilinear", False), ("bicubic", False), ("bilinear", True)}
+    assert by_setting["bilinear", False]["metrics"] == first
+    assert "fid_infinity" in by_setting["bilinear", True]["metrics"]
+    assert "bicubic" in by_setting["bicubic", False]["metrics"]["psnr"]["protocol"]
+
+    tables = (folder.parent / "table.md").read_text().split("## pets_cat2dog")[1:]
+    strings = [set(re.findall(r"psnr/png64/(\w+)/per-image-mean/vs-source", table)) for table in tables]
+    assert all(len(found) == 1 for found in strings)
+    assert {*strings[0], *strings[-1]} == {"bilinear", "bicubic"}
+    assert sum(table.count("| sdedit") for table in tables) == 3
+    assert "FD∞" in "".join(tables)
+    with (folder.parent / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["scores"] for row in rows} == {path.parent.name for path in folder.glob("scores/*/metrics.json")}
+    for table in tables:  # printed as they are written
+        assert table.splitlines()[0].partition(",")[0].strip(" :") in done.stdout
 
 
 @pytest.mark.slow  # test_faults.py kills at ten other places
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+def test_a_killed_run_continues_to_the_same_bytes(tmp_path):
     arguments = [SMALL, "method=sdedit", "data.limit=8", "batch_size=2", "method.T=100", "method.t0=60"]
     process = subprocess.Popen(command(*arguments, f"paths.outputs={tmp_path / 'killed'}"), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 600
@@ -101,7 +162,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert len(contents(tmp_path / "whole")) == 8
     record = json.loads(next((tmp_path / "killed").glob("*/*/run.json")).read_bytes())
-    assert record["network_evaluations_per_image"] == 60
+    assert record["costs"]["forwards_per_image"] == 60
 
 
 def test_photos(tmp_path, photos):
@@ -109,19 +170,18 @@ def test_photos(tmp_path, photos):
     assert done.returncode == 0, done.stderr
     folder = next((tmp_path / "out" / "pets_cat2dog").glob("sdedit-*"))
     assert sorted(path.stem for path in (folder / "images").iterdir()) == ["alpha", "grey", "rgb"]
-    metrics = json.loads((folder / "metrics.json").read_bytes())["metrics"]
-    assert "counterpart_psnr" not in metrics
+    assert "ground_truth_psnr" not in metrics_of(folder)
     assert "3 images of photos" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["metod=sdedit"], "did you mean method"),
         (["method=sdedt"], "ilvr, sdedit, sdedit_cac (did you mean sdedit?)"),
-        (["protocol=egsde"], "task pets_cat2dog is not scored by protocol egsde/1; choose protocol=pets"),
+        (["protocol=egsde"], "protocol egsde/1 does not score task pets_cat2dog; choose protocol=pets"),
         (["experiment=male2female", "method=ddib"], "needs a source model, and none is known for male2female"),
-        (["experiment=cat2dog", "protocol=pets"], "choose protocol=cyclediffusion or protocol=egsde"),
+        (["experiment=cat2dog", "protocol=pets"], "choose protocol=cyclediffusion or egsde"),
         (["experiment=cat2dgo"], "did you mean cat2dog?"),
         (["method.etaa=1"], "T, T_es"),
         (["task.nmae=x"], "did you mean name"),
@@ -139,7 +199,7 @@ def test_photos(tmp_path, photos):
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_a_mistake_gets_one_sentence_and_exit_code_2(arguments, told, tmp_path):
+def test_a_mistake_gets_one_sentence_and_exit_code_2(arguments, expected, tmp_path):
     small = [] if "experiment" in arguments[0] else [SMALL, "data.limit=1"]
     outputs = [] if "paths" in arguments[0] else [f"paths.outputs={tmp_path / 'out'}"]
     start = alone if arguments == ["method=sdedt"] else run
@@ -147,7 +207,7 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(arguments, told, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert told in done.stderr
+    assert expected in done.stderr
     assert not done.stdout
 
 
@@ -212,12 +272,12 @@ def test_the_real_experiment_with_small_networks(real, tmp_path):
         assert record["random_weights"] == ["target"]
         assert record["data"]["dataset"] == "afhq_v2"
         assert not record["published_settings"]
-        parts = {"target", "features"}
-        parts |= (
-            {"extractor"} if "egsde" in folder.name else {"source"} if folder.name[:4] in ("cycl", "ddib") else set()
-        )
-        assert record["checkpoints"].keys() == parts
-        metrics = json.loads((folder / "metrics.json").read_bytes())["metrics"]
+        more = {"extractor"} if "egsde" in folder.name else {"source"} if folder.name[:4] in ("cycl", "ddib") else set()
+        assert record["weights"].keys() == {"target"} | more
+        scores = json.loads((scores_of(folder) / "metrics.json").read_bytes())
+        assert scores["identity"]["weights"].keys() == {"features"}
+        assert scores["random_weights"] == ["features"]
+        metrics = scores["metrics"]
         assert metrics["fid"]["n_reference"] == 3
         assert metrics["fid"]["protocol"].endswith("/clean-bicubic299/vs-afhq_v2-test-dog@32")
     assert len(list(tmp_path.glob("*/*/images/*.png"))) == 3 * len(METHODS)
@@ -226,15 +286,15 @@ def test_the_real_experiment_with_small_networks(real, tmp_path):
 def test_missing_files_get_one_screen(real, tmp_path):
     done = in_small(real, "paths.checkpoints=nowhere", "method=sdedit", f"paths.outputs={tmp_path}")
     assert done.returncode == 2
-    assert "cat2dog needs 6 files and folders, and 4 of them are not here" in done.stderr
-    for told in (
+    assert "cat2dog needs 6 files and folders; 4 of them are missing" in done.stderr
+    for expected in (
         "nowhere/afhq_dog_4m.pt",
         "sha256 not pinned yet",
         "https://www.dropbox.com/",
         "python scripts/assets.py fetch",
     ):
-        assert told in done.stderr
-    assert "run:  python run.py   (the embedded world" in done.stderr
+        assert expected in done.stderr
+    assert "run:  python run.py   (pets, the synthetic benchmark" in done.stderr
     assert done.stderr.count("\n") < 30
     assert not (tmp_path / "cat2dog").exists()
 
@@ -251,7 +311,7 @@ def test_what_is_here_is_proposed(real, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["task.source={real}/afhq/val/cat"], "should hold afhq_v2, .png files; got flickr_cat_0.jpg"),
         (["protocol.afhq.counts.test.cat=493"], "the 493 images of afhq_v2; got 3"),
@@ -259,12 +319,12 @@ def test_what_is_here_is_proposed(real, tmp_path):
     ],
     ids=["version", "count", "size"],
 )  # fmt: skip
-def test_mistakes_with_real_files(arguments, told, real, tmp_path):
+def test_mistakes_with_real_files(arguments, expected, real, tmp_path):
     given = [argument.format(real=real) for argument in arguments]
     done = in_small(real, *given, "steps=few", "method=sdedit", f"paths.outputs={tmp_path}")
     assert done.returncode == 2
     assert (done.stderr.count("\n"), done.stderr[:7]) == (1, "error: ")
-    assert told in done.stderr
+    assert expected in done.stderr
 
 
 @pytest.mark.slow

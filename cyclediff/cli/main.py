@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cyclediff.cli import errors, sweep
 from cyclediff.data.assets import ROOT
+from cyclediff.errors import UserError
 from cyclediff.loggers import log as loggers
 from cyclediff.pets.folders import PETS
 from cyclediff.runtime import distributed, stop
@@ -28,6 +29,7 @@ from cyclediff.runtime.settings import require_whole_number
 from cyclediff.studies.context import Context, get_class
 
 CONFIG = str(ROOT / "conf")
+NOISE_DEVICES = ("cpu", "cuda", "mps")
 CHANGES = r"\+*(method\.|task\.|steps|timesteps|strength|selection|protocol\.|model@)"  # published settings
 
 
@@ -39,6 +41,8 @@ def run_one(cfg: DictConfig) -> tuple[Path, str]:
     require_whole_number(cfg, "seed", 0)
     if cfg.data.limit is not None or cfg.data.source == PETS:
         require_whole_number(cfg, "data.limit", 1)
+    if cfg.noise.device not in NOISE_DEVICES:
+        raise UserError(f"noise.device must be one of {', '.join(NOISE_DEVICES)}; got {cfg.noise.device}")
     loggers.check(logger["name"], logger)
     context = Context(cfg, config_dirs(), CONFIG)
     study = get_class(cfg.study._target_)(context)

@@ -1,4 +1,4 @@
-"""Files from mirrors that break, resumed and checked, named only when whole; archives that cannot escape."""
+"""Downloads that continue after a break, and are checked before they get their name; archives that stay inside."""
 
 import gzip
 import json
@@ -142,14 +142,14 @@ def unpack(archive: Path, folder: Path) -> int:
                 infos = file.infolist()
                 for info in infos:
                     kind = stat.S_IFMT(info.external_attr >> 16)
-                    _insist_inside(archive, info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+                    _require_inside(archive, info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
                 return _extract(archive, sum(info.file_size for info in infos), folder, file.extractall)
         with tarfile.open(archive) as file:
             members = file.getmembers()
             while file.fileobj and file.fileobj.read(CHUNK):  # to the checksum at the end, which tarfile leaves unread
                 pass
             for member in members:
-                _insist_inside(archive, member.name, member.isfile() or member.isdir())
+                _require_inside(archive, member.name, member.isfile() or member.isdir())
             extract = partial(file.extractall, members=members, filter="data")
             return _extract(archive, sum(member.size for member in members), folder, extract)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
@@ -159,7 +159,7 @@ def unpack(archive: Path, folder: Path) -> int:
         raise UserError(f"{archive} cannot be extracted here ({error}); extract it by other means") from error
 
 
-def _insist_inside(archive: Path, name: str, plain: bool) -> None:
+def _require_inside(archive: Path, name: str, plain: bool) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
     if not plain or path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
         raise UserError(

@@ -51,7 +51,7 @@ class EditTuple:
         image: the picture to be edited.
         source: what is on it.
         target: what should be on it.
-        category: the kind of edit, where a list tells it.
+        category: the kind of edit, where the list has it.
         mask: where it may change, see `decode_mask`.
     """
 
@@ -92,7 +92,7 @@ class _Row:
 
 
 def read_edit_list(path: Path) -> EditList:
-    """Read the tuples of a list, whose format is told from its content.
+    """Read the tuples of a list; its content says which format it has.
 
     Args:
         path: translate-text.json (images below its folder or the folder above, as in CycleDiffusion's repository),
@@ -219,7 +219,7 @@ def _parse_json(text: str, path: Path) -> Any:
     try:
         return json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); mend it or take the published file again") from error
+        raise UserError(f"{path} is not valid JSON ({error}); fix it, or take the published file again") from error
 
 
 def _translate_text(entries: list[Any], file: str) -> list[_Row]:
@@ -289,7 +289,7 @@ def _fields(entry: object, keys: Sequence[str], where: str) -> list[str]:
         if not isinstance(value := entry.get(key), str) or not value.strip("[] \t\r\n"):
             raise UserError(f"{where}: no {what}; write it as text under {key!r}, or remove the entry")
         if re.search("[\x00\ud800-\udfff]", value):
-            raise UserError(f"{where}: the {what} has a null character or half a character in it; write it anew")
+            raise UserError(f"{where}: the {what} has a null character or half a character in it; remove that")
     return [entry[key].strip() for key in keys]
 
 
@@ -313,7 +313,7 @@ def _checked_id(own: str, where: str) -> str:
 def _refuse_equal_ids(rows: Iterable[_Row]) -> None:
     seen: dict[str, _Row] = {}
     for row in rows:
-        other = seen.setdefault(row.id.casefold(), row)  # some file systems do not tell a.png from A.png
+        other = seen.setdefault(row.id.casefold(), row)  # on some file systems a.png and A.png are one file
         if other is not row:
             raise UserError(f"{row.where}: the id {row.id!r} is that of {other.where} as well; rename one of them")
 
@@ -330,7 +330,7 @@ def _find(row: _Row, places: Sequence[Path]) -> Path | None:
             )
         return next((candidate for candidate in candidates if candidate.is_file()), None)
     except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a null character
-        raise UserError(f"{row.where}: {row.image[:80]!r} is no usable path ({str(error)[:80]}); mend it") from error
+        raise UserError(f"{row.where}: {row.image[:80]!r} is no usable path ({str(error)[:80]}); fix it") from error
 
 
 def _check_runs(runs: Any, what: str) -> None:

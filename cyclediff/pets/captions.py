@@ -1,4 +1,4 @@
-"""The embedded world in words: factors → captions, and a changed word → the factors of the true edited image.
+"""Captions of pets: factors → a caption, and a changed word → the factors of the true edited image.
 
 A *trait* is a factor cut into equal bins, each with a word: "a small ginger cat on a teal background, looking left".
 The animal is a trait as well. To change a word is to move its factor to the same place in another bin and to keep all
@@ -41,7 +41,7 @@ COLUMNS = {factor.name: index for index, factor in enumerate(FACTORS)}
 
 @dataclass(frozen=True)
 class Description:
-    """One animal of the embedded world.
+    """One animal of pets.
 
     Args:
         factors: (len(FACTORS),), see `render`.

@@ -1,4 +1,4 @@
-"""The embedded world's renderer: one vector of factors → a cat or the dog that is its true counterpart.
+"""The renderer of pets: one vector of factors → a cat, or the dog that is its ground truth.
 
 Shapes are signed distance functions (negative inside) in head coordinates (unit: about twice the head's half-width,
 y down, tilted with the head); a shape's coverage of a pixel is its distance divided by the pixel's width, so edges are

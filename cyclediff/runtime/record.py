@@ -1,9 +1,7 @@
 """The record of a run: a folder named by what was asked for, and inside it a folder for each way to score it."""
 
-import csv
 import hashlib
 import importlib.util
-import io
 import json
 import subprocess
 import sys
@@ -16,12 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cyclediff.data.images import write_atomically
+from cyclediff.data.images import unwritable, write_atomically
 from cyclediff.errors import UserError
 from cyclediff.runtime.artifacts import Artifact, append_line, log_of, read_lines
 from cyclediff.runtime.study import Scored
+from eval.records import SCHEMA, write_scores
 
-SCHEMA = 2  # of run.json and metrics.json; eval.records describes it
 FAILURE = ("error", "error_type", "traceback")  # of run.json, where a run has failed
 ROOT = Path(__file__).parents[2]
 CODE = ("cyclediff", "baselines", "eval")  # a change here can change numbers
@@ -145,8 +143,8 @@ class Run:
                 raise ValueError("not a run's record")
         except (FileNotFoundError, ValueError) as error:
             raise UserError(
-                f"{path} is missing or damaged, so nothing says what made the results beside it; put back a copy of it, "
-                f"or delete {self.path}, and the same command makes them again"
+                f"{path} is missing or damaged, so nothing says what made the results beside it; put back a copy, or "
+                f"delete {self.path}, and the same command makes them again"
             ) from error
         if record.get("schema") != SCHEMA:
             raise UserError(
@@ -177,20 +175,12 @@ class ScoreFolder:
             return False
 
     def write(self, scored: Scored, code: str) -> None:
-        """Write per_image.csv, bootstrap.csv, curves.json and, last, metrics.json."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        _write_csv(self.path / "per_image.csv", list(scored.rows[0]), scored.rows)
-        files = ["per_image.csv"]
-        if scored.replicates:
-            longest = max(map(len, scored.replicates.values()))
-            columns = {key: [*values, *[""] * (longest - len(values))] for key, values in scored.replicates.items()}
-            rows = [dict(zip(columns, line, strict=True)) for line in zip(*columns.values(), strict=True)]
-            _write_csv(self.path / "bootstrap.csv", list(columns), rows)
-            files.append("bootstrap.csv")
-        if scored.curves:
-            write_json(scored.curves, self.path / "curves.json")
-            files.append("curves.json")
-        content = {
+        """Write the numbers; metrics.json is last.
+
+        Raises:
+            UserError: if the disk does not take them.
+        """
+        record: Any = {
             "schema": SCHEMA,
             "protocol": self.protocol,
             "identity": self.identity,
@@ -198,9 +188,14 @@ class ScoreFolder:
             "random_weights": list(scored.random_weights),
             "reference": scored.reference,
             "code": code,
-            "files": digests(self.path, files),
         }
-        write_json(content, self.path / "metrics.json")
+        curves: Any = scored.curves
+        try:
+            for leftover in self.path.glob(".*.tmp"):  # of a process that was killed
+                leftover.unlink()
+            write_scores(self.path, record, scored.rows, scored.replicates, curves)
+        except OSError as error:
+            raise unwritable(Path(error.filename or self.path), error) from error
 
 
 def hash_of(identity: Mapping[str, Any]) -> str:
@@ -223,14 +218,6 @@ def changed_files(folder: Path, noted: Mapping[str, str]) -> list[str]:
 def write_json(content: Any, path: Path) -> None:
     """Write a JSON file, whole or not at all."""
     write_atomically((json.dumps(content, indent=2) + "\n").encode(), path)
-
-
-def _write_csv(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(text.getvalue().encode(), path)
 
 
 def provenance(method: str) -> dict[str, Any]:

@@ -33,8 +33,9 @@ def complete(
         keep_going: whether a run that fails is noted in its folder instead of ending the program.
     """
     items = distributed.after_first(study.items)
-    run = Run(task_folder, study.identity(), study.artifacts, distributed.rank())
-    scores = ScoreFolder(run.path, study.score_identity())
+    identity, score_identity = distributed.from_first(lambda: (study.identity(), study.score_identity()))
+    run = Run(task_folder, identity, study.artifacts, distributed.rank())
+    scores = ScoreFolder(run.path, score_identity)
 
     def state() -> tuple[dict[str, Any], bool, bool]:
         record = provenance(cfg.method._target_) | {

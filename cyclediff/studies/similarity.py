@@ -68,6 +68,11 @@ class Similarity:
     def load(self, device: "torch.device") -> None:
         """Load the method and its networks."""
         self.translation.load_networks(device)
+        if not self.translation.method.inverts:
+            raise UserError(
+                f"{self.cfg.method.name} does not evaluate source and target at equal timesteps; choose "
+                "method=cyclediffusion"
+            )
 
     def evaluate(self, count: int) -> None:
         """Evaluate each network once on so many images."""

@@ -64,7 +64,6 @@ def prepare_images(cfg: DictConfig, cache: Path) -> Sources:
     """
     task, data, protocol = cfg.task, cfg.data, cfg.protocol
     limit: Any = data.limit
-    count: Any
     ground_truth = reference = dataset = None
     names = {}
     if not task.synthetic and data.check:
@@ -75,7 +74,7 @@ def prepare_images(cfg: DictConfig, cache: Path) -> Sources:
                 count = node.counts.get(split, {}).get(domain)
                 check_dataset(locate(data[part]), Expected(node.name, node.suffix, node.size, count))
                 names[part] = f"{node.name}-{split}-{domain}"
-        dataset = node.name if len(names) == 2 and limit is None else None
+        dataset = node.name if len(names) == 2 and data.limit is None else None
     if data.source == PETS:
         species = (task.source_domain, task.target_domain)
         source, ground_truth = (prepare_pets(kind, "source", limit, protocol.size, cache) for kind in species)
@@ -83,8 +82,8 @@ def prepare_images(cfg: DictConfig, cache: Path) -> Sources:
         source = prepare_photos(locate(data.source), limit, protocol.size, protocol.resize, cache)
         source = source.named(names.get("source"))
     if data.reference == PETS:
-        count = task.reference_count
-        reference = prepare_pets(task.target_domain, "reference", count, protocol.size, cache)
+        number: Any = task.reference_count
+        reference = prepare_pets(task.target_domain, "reference", number, protocol.size, cache)
     elif data.reference and protocol.reference_resize:
         reference = prepare_photos(locate(data.reference), None, protocol.size, protocol.resize, cache)
         reference = reference.named(names.get("reference"), f"@{protocol.size}")

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from eval.metrics.pictures import at_size
 from eval.metrics.references import cached, read_statistics
 from eval.metrics.statistics import interval, resamples
 from eval.protocols import Protocol
+from eval.records import MetricRecord
 
 METRICS = {
     "fid": Metric("FID", 2, False),
@@ -76,7 +76,7 @@ def reference_features(
 
 def distances(
     features: Tensor, target: Tensor | Statistics, protocol: Protocol
-) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
+) -> tuple[dict[str, MetricRecord], dict[str, list[float]]]:
     """FID and KID with intervals and replicates; they need two images, and fewer leave the values empty."""
     functions: dict[str, tuple[str, Callable[..., float], Callable[..., Tensor] | None]] = {
         "fid": ("fid", frechet_distance, frechet_replicates)

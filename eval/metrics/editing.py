@@ -45,7 +45,7 @@ def background_columns(faithful: str, lpips: Lpips | None) -> dict[str, tuple[Me
 def background_scores(
     images: Tensor, sources: Tensor, edits: Sequence[Edit], lpips: Lpips | None = None
 ) -> dict[str, Tensor]:
-    """How much stayed outside of the masks; NaN where an edit has no mask, or its mask leaves nothing."""
+    """Scores of what is outside of the masks; NaN if an edit has no mask, or its mask covers everything."""
     keys = background_columns("", lpips)
     values = {key: torch.full((len(edits),), torch.nan, dtype=torch.float64) for key in keys}
     masks = {i: edit.mask for i, edit in enumerate(edits) if edit.mask}

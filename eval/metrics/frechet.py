@@ -99,11 +99,11 @@ def frechet_infinity(a: Tensor, b: Tensor | Statistics, points: int = 15, seed: 
     """The distance extrapolated to infinitely many images in `a` (FID∞, arXiv 1911.07023).
 
     A line is fitted to the distances of random subsets of `a`, of n/2 to n images, against 1/n; its value at 0 is the
-    result. Two things differ from the paper: subsets are drawn at random, since these images exist already, where the
-    paper generates them from Sobol sequences; and their size starts at half of what there is, where the paper has 5,000
-    of 50,000. `b` is fixed, as in the paper, and its own share of the bias stays. The line holds where n exceeds the
-    number of features that matter; with fewer images the result is still too large, and its noise is several times that
-    of the distance.
+    result. Two things differ from the paper. Subsets are drawn at random, because these images exist already; the paper
+    generates them from Sobol sequences. Their size starts at half of the images; the paper starts at 5,000 of 50,000.
+    `b` is fixed, as in the paper, and its own share of the bias stays. The line is right if n is larger than the number
+    of features that matter. With fewer images the result is still too large, and its noise is several times that of the
+    distance.
 
     Args:
         a: features (n_a, d), n_a >= 4.
@@ -160,7 +160,7 @@ def _reference(b: Tensor | Statistics, compact: bool) -> tuple[Tensor, Tensor, T
 
 
 def _gram(x: Tensor) -> Tensor:
-    """XᵀX, of whose two equal halves only one is computed."""
+    """XᵀX; of its two equal halves only one is computed."""
     if x.shape[1] <= NARROW:
         return x.T @ x
     left, right = x.tensor_split(2, dim=1)
@@ -179,7 +179,7 @@ def _factor(covariance: Tensor) -> Tensor:
 
 
 def _congruent(factor: Tensor, covariance: Tensor) -> Tensor:
-    """F C Fᵀ, of which the upper half may be missing; LAPACK makes use of a triangular F, in a third of the time."""
+    """F C Fᵀ; the upper half may be missing. With a triangular F, LAPACK takes a third of the time."""
     from scipy.linalg import get_lapack_funcs
 
     if factor.shape != covariance.shape or factor.tril(-1).any():
@@ -223,7 +223,7 @@ def _sum_of_roots(symmetric: Tensor) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Spectra on one thread: more gain little, and on a busy machine they wait for each other many times as long."""
+    """Compute spectra on one thread. More threads gain little; on a busy machine they mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -92,7 +92,7 @@ def measure(
     """
     known, unreadable = [], []
     values = {key: torch.full((len(stems),), torch.nan, dtype=torch.float64) for key in keys}
-    features: Tensor | None = None  # one block from the start: small ones between large ones keep memory from shrinking
+    features: Tensor | None = None  # one block from the start: small blocks between large ones would keep memory from shrinking
     judge = load_pets_judge(protocol.judge) if protocol.judge else None
     for triples, broken in read_triples(folders, stems, protocol.size, protocol.resize):
         unreadable += broken
@@ -116,7 +116,7 @@ def measure(
 
 
 def joined(parts: Sequence[Measured]) -> Measured:
-    """What several processes have found, with images in the order of their names, whoever had them."""
+    """The results of several processes as one, with images in the order of their names."""
     stems = [stem for part in parts for stem in part.stems]
     order = torch.tensor(sorted(range(len(stems)), key=stems.__getitem__), dtype=torch.int64)
     values = {key: torch.cat([part.values[key] for part in parts])[order] for key in parts[0].values}

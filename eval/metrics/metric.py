@@ -1,7 +1,9 @@
 """What a metric is called, and how tables show it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from eval.records import MetricRecord
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,18 @@ class Metric:
     higher_is_better: bool
     scale: float = 1.0
 
-    def entry(self, protocol: str, **values: Any) -> dict[str, Any]:
-        """A metric of metrics.json: `values` (value, ci95, n, n_reference) and all that a table needs to show them."""
-        shown = {"header": self.header, "digits": self.digits, "scale": self.scale}
-        return {**values, "higher_is_better": self.higher_is_better, "protocol": protocol, **shown}
+    def entry(
+        self, protocol: str, *, value: float | None, ci95: Sequence[float] | None, n: int, n_reference: int | None
+    ) -> MetricRecord:
+        """A metric of metrics.json; see `MetricRecord`."""
+        return {
+            "value": value,
+            "ci95": ci95,
+            "n": n,
+            "n_reference": n_reference,
+            "higher_is_better": self.higher_is_better,
+            "protocol": protocol,
+            "header": self.header,
+            "digits": self.digits,
+            "scale": self.scale,
+        }

@@ -29,7 +29,7 @@ BLOCK = 2**18  # numbers that the images compared at once may hold; more do not 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, 10 log10(1 / mse) on [0, 1]; 100 for equal images, as both evaluators have it.
 
-    The mean over images of dB is not the dB of the pooled error that many libraries compute.
+    The mean of dB over images is not the dB of the pooled error, which many libraries compute.
     """
     mse = _mse(a, b)
     return torch.where(mse == 0, 100.0, -10 * mse.clamp(min=1e-300).log10())

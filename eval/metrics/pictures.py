@@ -84,7 +84,7 @@ def pair(generated: Path, source: Path, ground_truth: Path | None) -> tuple[Fold
 
 
 def at_size(picture: Image.Image, size: int | None, resize: str, path: Path) -> Image.Image:
-    """A picture as a protocol compares it: brought down to `size` by the filter `resize`, if it is a larger square.
+    """A picture as a protocol compares it: a larger square is resized to `size` by the filter `resize`.
 
     Raises:
         ValueError: if it is not a square, or smaller.

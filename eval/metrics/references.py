@@ -1,4 +1,4 @@
-"""What a reference set is reduced to: statistics or features in other libraries' files, and a cache of features."""
+"""What is needed of a reference set: statistics or features in other libraries' files, and a cache of features."""
 
 import hashlib
 import warnings
@@ -53,8 +53,8 @@ def read_statistics(path: Path) -> Statistics | Tensor:
 def cached(key_text: str, paths: Sequence[Path], compute: Callable[[], Tensor], cache: Path | None) -> Tensor:
     """Features of a reference set, kept in a folder under a name made of extractor, file names and contents.
 
-    A kept file that is damaged or of another set is made again, with a warning. A folder that cannot be used costs a
-    warning and the time to compute. Processes may share a folder.
+    A kept file that is damaged or of another set is made again, with a warning. If the folder cannot be used, there is
+    a warning, and the features are computed each time. Processes may share a folder.
 
     Args:
         key_text: what besides the images decides the features: an extractor's protocol.
@@ -116,7 +116,7 @@ def _key(key_text: str, paths: Sequence[Path]) -> str:
 
 
 def _checksum(features: Tensor, key: str) -> str:
-    """Of the bytes and of what they mean."""
+    """Sha256 of the bytes, their type and their shape."""
     about = f"{key} {features.dtype} {tuple(features.shape)}".encode()
     return hashlib.sha256(about + features.contiguous().numpy().tobytes()).hexdigest()
 

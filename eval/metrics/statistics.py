@@ -44,10 +44,10 @@ def mean_replicates(values: Tensor, counts: Tensor) -> Tensor:
 def interval(value: float, replicates: Tensor) -> tuple[float, float]:
     """95 % interval of an estimator at this number of images: percentiles of its replicates, moved to the value.
 
-    Replicates are moved so that their mean is the value. For a mean over images this changes next to nothing. The
-    Fréchet distance of a resample, though, is larger than that of the sample, because copies take the place of images
-    as if there were fewer of them, and percentiles as they are would lie above the value itself. The interval is of
-    what the estimator gives on average at this number of images, not of its limit for infinitely many.
+    Replicates are moved so that their mean is the value. For a mean over images this changes almost nothing. But the
+    Fréchet distance of a resample is larger than that of the sample: copies act as if there were fewer images.
+    Percentiles that are not moved would lie above the value itself. The interval is of what the estimator gives on
+    average at this number of images, not of its limit for infinitely many.
 
     Args:
         value: of the metric on all images.

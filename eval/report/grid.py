@@ -1,4 +1,4 @@
-"""The first images of a table side by side: source, each method, and the true translation where there is one."""
+"""The first images of a table side by side: source, each method, and the ground truth where there is one."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -65,7 +65,7 @@ def to_latex(section: Section) -> str:
 
 
 def escape(text: str) -> str:
-    """The text with what LaTeX reads as commands written out, on one line."""
+    """The text on one line, with LaTeX's special characters escaped."""
     return "".join(SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
 
 

@@ -1,4 +1,4 @@
-"""Published numbers beside ours: with how they are known; a difference is shown only where the protocols agree."""
+"""Published numbers beside ours, with how they are known. A difference is shown only where the protocols agree."""
 
 import json
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Paper:
 
 
 def read_paper(task_folder: Path) -> Paper:
-    """From paper.json of a task's folder, which run.py writes; none without it."""
+    """The published numbers in paper.json of a task's folder; none without that file."""
     path = task_folder / "paper.json"
     content: Any = json.loads(path.read_bytes()) if path.exists() else {"sources": {}, "values": []}
     values = {}

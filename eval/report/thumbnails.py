@@ -14,24 +14,24 @@ from PIL import Image
 
 from eval.files import write_atomically
 
-SMALL = 64  # up to this many pixels a side, a picture keeps its size and is shown enlarged
+SMALL = 64  # pixels a side up to which a picture keeps its size; the page enlarges it
 SAMPLE = 16  # pictures from which the size of all is guessed
 LEVELS = ((160, 75, 100), (128, 70, 90), (112, 65, 80), (96, 60, 70), (80, 55, 60), (64, 50, 50))
 """Longest side in pixels and WEBP quality of large pictures, and quality of small ones, where 100 is lossless."""
-VERSION = 1  # of `_encode`; another one makes all kept thumbnails anew
+VERSION = 1  # of `_encode`; with another one, all kept thumbnails are made again
 
 
 def make_thumbnails(paths: Sequence[Path], budget: int, kept: Path) -> dict[Path, str]:
     """A WEBP of each picture in base64: as good as the budget allows.
 
-    All pictures share the first of LEVELS by which they fit, judged by a sample, or else the last. A file that is not
-    there is left out. Thumbnails are kept by the contents of their pictures, so that the next call makes the new ones
-    only; the file holds those of the last call, and is made anew where it is damaged.
+    All pictures share one of LEVELS: the first with which a sample fits the budget, or else the last. A missing file is
+    left out. Thumbnails are kept, by the contents of their pictures: the next call makes only the new ones. The file
+    holds those of the last call. If it is damaged, it is made again.
 
     Args:
         paths: PNGs.
         budget: about how many bytes all of them together may have in base64.
-        kept: the file. Where it cannot be written there is a warning.
+        kept: the file of kept thumbnails. If it cannot be written, there is a warning.
     """
     there = [path for path in dict.fromkeys(paths) if path.is_file()]
     if not there:
@@ -72,7 +72,7 @@ def _encode(content: bytes, level: tuple[int, int, int]) -> str:
 
 
 def _read(kept: Path) -> dict[str, str]:
-    """Thumbnails by picture and level; none where the file is missing or not as it was written."""
+    """Thumbnails by picture and level; none if the file is missing or not as it was written."""
     try:
         checksum, _, content = kept.read_bytes().partition(b"\n")
     except OSError:
