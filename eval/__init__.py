@@ -1,1 +1,1 @@
-"""Evaluation of folders of pictures, and reports of runs. It reads files only, and depends on no method."""
+"""Evaluation of folders of pictures and reports of runs, from files alone."""

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # the only decoders that run on untrusted input; others run programs
 MOST_PIXELS = 89_478_485  # where Pillow starts to warn: 256 MiB of RGB
+IN_USE = 3600  # seconds in which any file is written
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # these break tables, or are no text
 
 
@@ -42,6 +44,14 @@ def write_atomically(content: bytes, path: Path, sync: bool = True) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of `write_atomically` in a folder; files of the last hour may be in use."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > IN_USE:
+                path.unlink()
 
 
 def list_images(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:

@@ -49,7 +49,7 @@ def rows_of_runs(table: Table) -> None:
 def network_shares(outputs: Path) -> list[tuple[float, str]]:
     """Share of each translation's wall time that was spent in networks, from the record."""
     records = [json.loads(path.read_bytes()) for path in sorted(outputs.glob("*/*/run.json"))]
-    return [(record["network_share"], record["identity"]["method"]["name"]) for record in records]
+    return [(record["costs"]["network_share"], record["method"]) for record in records]
 
 
 def rows_of_memory(table: Table) -> None:
@@ -127,7 +127,7 @@ def rows_of_invariance(table: Table) -> None:
 
 
 def rows_of_editing(table: Table) -> None:
-    """The embedded editing experiment, diffusers' pipeline on its network, the search."""
+    """Editing of pets, diffusers' pipeline on its network, the search."""
     import benchmark_editing as b
 
     b.row_of_experiment(table, timed)
@@ -164,11 +164,11 @@ def rows_of_evaluation(table: Table) -> None:
         table.add_row("experiment=pets_tradeoff", f"{seconds:.0f} s, {memory:.2f} GiB", "≤ 600 s on 2 cores")
 
 
-def rows_of_forms(table: Table) -> None:
+def rows_of_precision(table: Table) -> None:
     """16-bit and compiled networks."""
-    import benchmark_forms
+    import benchmark_precision
 
-    benchmark_forms.rows_of_forms(table)
+    benchmark_precision.rows_of_precision(table)
 
 
 def rows_of_scale(table: Table) -> None:
@@ -214,7 +214,7 @@ def main() -> None:
         "editing": rows_of_editing,
         "sd": rows_of_sd,
         "evaluation": rows_of_evaluation,
-        "forms": rows_of_forms,
+        "precision": rows_of_precision,
         "scale": rows_of_scale,
         "soak": rows_of_soak,
         "gpu": rows_of_gpu,

@@ -44,7 +44,7 @@ SD14 = {
 
 
 def tiny() -> tuple[Any, TextModel]:
-    """The embedded text-to-image model in both forms."""
+    """The text-to-image model of pets in both forms."""
     parts: dict[str, Any] = {
         "unet": UNet2DConditionModel.from_pretrained(WEIGHTS / "unet", torch_dtype=torch.float32),
         "vae": AutoencoderKL.from_pretrained(WEIGHTS / "vae", torch_dtype=torch.float32),
@@ -115,9 +115,9 @@ def rows_of_pipeline(table: Table, name: str, forms: tuple[Any, TextModel], side
 
     for count, promise in ((1, 0.8), (8, 0.6 if name == "tiny" else 0.8)):
         best = _side_by_side(partial(theirs, count), partial(ours, count), 3 if name == "tiny" else 1)
-        told = f"{best[1]:.2f} s against {best[0]:.2f} s: {best[1] / best[0]:.2f} ×"
+        shown = f"{best[1]:.2f} s against {best[0]:.2f} s: {best[1] / best[0]:.2f} ×"
         what = "one image" if count == 1 else "8 images, against 8 calls"
-        table.add_row(f"CycleDiffusionPipeline, {name} network, {steps} steps: {what}", told, f"≤ {promise:.2f} ×")
+        table.add_row(f"CycleDiffusionPipeline, {name} network, {steps} steps: {what}", shown, f"≤ {promise:.2f} ×")
 
 
 def _side_by_side(theirs: Callable[[], Any], ours: Callable[[], Any], rounds: int) -> tuple[float, float]:
@@ -134,7 +134,7 @@ def _side_by_side(theirs: Callable[[], Any], ours: Callable[[], Any], rounds: in
 
 @torch.no_grad()
 def rows_of_search(table: Table, size: int = 36) -> None:
-    """The paper's 540 candidates of one image on the embedded model."""
+    """The paper's 540 candidates of one image on the model of pets."""
     model = load_text_to_image(str(WEIGHTS))
     method = CycleDiffusion(T=99, T_es=99, eta=0.1, spacing="latent")
     x0 = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -149,15 +149,15 @@ def rows_of_search(table: Table, size: int = 36) -> None:
         for units in pieces:
             edit(method, model, edits, some, units, shared)
         seconds, count = time.perf_counter() - began, len(some.candidates())
-        how = "one path for the skips of a trial" if shared else "each as in the official code"
-        told = f"{rows} rows, {100 * rows / official:.1f} % of {official}"
-        table.add_row(f"540 candidates, {how}", told, "7 % fewer" if shared else "≤ 100 %")
-        told = f"{1000 * seconds / count:.0f} ms a candidate, {1000 * seconds / timed:.2f} ms a row"
-        table.add_row(f"  {len(pieces[0])} candidates in a batch, {count} timed", told, "")
+        how = "one encoding for the skips of a trial" if shared else "each as in the official code"
+        shown = f"{rows} rows, {100 * rows / official:.1f} % of {official}"
+        table.add_row(f"540 candidates, {how}", shown, "7 % fewer" if shared else "≤ 100 %")
+        shown = f"{1000 * seconds / count:.0f} ms a candidate, {1000 * seconds / timed:.2f} ms a row"
+        table.add_row(f"  {len(pieces[0])} candidates in a batch, {count} timed", shown, "")
 
 
 def row_of_experiment(table: Table, timed: Callable[..., tuple[float, float, str]]) -> None:
-    """The embedded editing experiment with three methods."""
+    """Editing of pets with three methods."""
     with TemporaryDirectory() as folder:
         seconds, memory, output = timed(
             "experiment=pets_edit", "method=cyclediffusion,sdedit,ddib", f"paths.outputs={folder}"
@@ -166,7 +166,6 @@ def row_of_experiment(table: Table, timed: Callable[..., tuple[float, float, str
         table.add_row("experiment=pets_edit, 32 tuples, 3 methods", f"{seconds:.0f} s", "≤ 240 s on 2 cores")
         table.add_row("  peak memory", f"{memory:.2f} GiB", "")
         rows = [json.loads(path.read_bytes()) for path in Path(folder).glob("*/*/run.json")]
-        for record in sorted(rows, key=lambda record: record["identity"]["method"]["name"]):
-            table.add_row(
-                f"  inside the network, {record['identity']['method']['name']}", f"{record['network_share']:.1%}", ""
-            )
+        for record in sorted(rows, key=lambda record: record["method"]):
+            share = record["costs"]["network_share"]
+            table.add_row(f"  inside the network, {record['method']}", f"{share:.1%}", "")

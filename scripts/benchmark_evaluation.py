@@ -51,8 +51,8 @@ def rows_of_frechet(table: Table) -> None:
         mine, value = seconds(lambda a=a, b=b: frechet_distance(a, b), 3 if n == 500 else 2)
         with warnings.catch_warnings(action="ignore"):  # it passes a deprecated argument
             theirs, official = seconds(lambda a=a, b=b: fid_from_feats(a.numpy(), b.numpy()), 1)
-        told = f"{mine:.2f} s against {theirs:.1f} s: {theirs / mine:.0f} ×"
-        table.add_row(f"Fréchet distance, n = {n}, against clean-fid", told, promise)
+        shown = f"{mine:.2f} s against {theirs:.1f} s: {theirs / mine:.0f} ×"
+        table.add_row(f"Fréchet distance, n = {n}, against clean-fid", shown, promise)
         table.add_row("  relative difference", f"{abs(value / official - 1):.0e}", "≤ 1e-5")
 
 
@@ -75,8 +75,8 @@ def row_of_ssim(table: Table) -> None:
     theirs, _ = seconds(
         lambda: structural_similarity_index_measure(a.double() / 255, b.double() / 255, data_range=1.0), 2
     )
-    told = f"{250 * mine:.0f} ms an image against {250 * theirs:.0f} ms: {theirs / mine:.0f} ×"
-    table.add_row("SSIM at 256×256, against torchmetrics", told, "≥ 5 ×")
+    shown = f"{250 * mine:.0f} ms an image against {250 * theirs:.0f} ms: {theirs / mine:.0f} ×"
+    table.add_row("SSIM at 256×256, against torchmetrics", shown, "≥ 5 ×")
 
 
 def main() -> None:

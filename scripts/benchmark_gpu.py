@@ -93,9 +93,9 @@ def rows_of_translation(table: Table, device: str, shape: dict[str, Any], steps:
     def ours(denoiser: LearnedVarianceDenoiser = fast) -> Tensor:
         return method(x0[:batch], denoiser, denoiser, Noise(1, [str(k) for k in range(batch)], device=device))
 
-    told, ratio = rates((theirs, ALONE), (ours, batch), device)
+    shown, ratio = rates((theirs, ALONE), (ours, batch), device)
     what = f"CycleDiffusion, ADM {side}×{side}, {steps} steps: batch {batch} in bf16, compiled, against 1 in float32"
-    table.add_row(what, f"{told}: {ratio:.1f} ×", "≥ 8 ×")
+    table.add_row(what, f"{shown}: {ratio:.1f} ×", "≥ 8 ×")
     pairs = zip(ours().clamp(-1, 1), theirs().clamp(-1, 1), strict=False)
     error = torch.stack([(a - b).square().mean() for a, b in pairs]).mean()
     table.add_row("  the images of both", f"{(-10 * torch.log10(error / 4)).item():.0f} dB from one another", "≥ 40 dB")
@@ -106,8 +106,8 @@ def rows_of_translation(table: Table, device: str, shape: dict[str, Any], steps:
     best = side_by_side({"network": lambda: evaluate(batch), "product": lambda: (a @ b, wait(device))})
     achieved = counter.get_total_flops() * batch / best["network"] / 1e12
     product = 2 * matrix**3 / best["product"] / 1e12
-    told = f"{achieved:.3g} TFLOP/s, {achieved / product:.0%} of the product's {product:.3g}"
-    table.add_row(f"  one evaluation, against a bf16 product of {matrix}³", told, "")
+    shown = f"{achieved:.3g} TFLOP/s, {achieved / product:.0%} of the product's {product:.3g}"
+    table.add_row(f"  one evaluation, against a bf16 product of {matrix}³", shown, "")
 
 
 def row_of_editing(table: Table, device: str, forms: tuple[Any, TextModel], side: int, steps: int) -> None:
@@ -134,9 +134,9 @@ def row_of_editing(table: Table, device: str, forms: tuple[Any, TextModel], side
         source, target = (model.condition([pair[k] for pair in texts], (1.0, 3.0)[k]) for k in (0, 1))
         method(x0, source, target, Noise(1, [str(k) for k in range(count)], device=device))
 
-    told, ratio = rates((theirs, count), (ours, count), device)
+    shown, ratio = rates((theirs, count), (ours, count), device)
     what = f"CycleDiffusionPipeline, {side}×{side} latents, {steps} steps, bf16: {count} edits in a batch"
-    table.add_row(f"{what}, against {count} calls", f"{told}: {ratio:.1f} ×", "≥ 3 ×")
+    table.add_row(f"{what}, against {count} calls", f"{shown}: {ratio:.1f} ×", "≥ 3 ×")
 
 
 def rates(theirs: tuple[Callable[[], Any], int], ours: tuple[Callable[[], Any], int], device: str) -> tuple[str, float]:
@@ -179,7 +179,7 @@ def seconds(began: Any, ended: Any) -> float:
 
 
 def wait(device: str) -> None:
-    """Until the device has done all it was told."""
+    """Until the device has done all of its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 

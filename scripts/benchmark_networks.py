@@ -89,8 +89,8 @@ def rows_of_forward(table: Table) -> None:
         own = best["ours (channels last, SDPA)"]
         for name, seconds in best.items():
             promise = "≥ 1 × ours" if name.startswith("guided") else ""
-            told = f"{seconds:.2f} s, {seconds / own:.2f} × ours"
-            table.add_row(f"ADM 256×256, batch {batch}: {name}", told, promise)
+            shown = f"{seconds:.2f} s, {seconds / own:.2f} × ours"
+            table.add_row(f"ADM 256×256, batch {batch}: {name}", shown, promise)
         error = ((in_bf16().float() - out).abs().max() / out.abs().max()).item()
         table.add_row(f"ADM 256×256, batch {batch}: error of bf16", f"{error:.1%} of the largest value", "")
 
@@ -108,7 +108,7 @@ def rows_of_cyclediffusion(table: Table, steps: int = 4) -> None:
         method(torch.zeros(1, 3, 256, 256), source, target, Noise(1, ["a"]))
     seconds = time.perf_counter() - began
     what = "CycleDiffusion, ADM 256×256: evaluations per step"
-    table.add_row(what, f"{(meter.calls + 1) / steps:.0f}", "2; the last step has 1")
+    table.add_row(what, f"{(meter.forwards + 1) / steps:.0f}", "2; the last step has 1")
     table.add_row("  everything else", f"{1 - meter.seconds / seconds:.2%} of the time", "≤ 3 %")
     table.add_row(
         "  a code that holds all steps would keep", f"{4 * 3 * 256**2 / 1000:.0f} kB × T an image", "O(1) here"

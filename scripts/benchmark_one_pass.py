@@ -91,9 +91,9 @@ def rows_of_one_pass(table: Table, count: int = 500) -> None:
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             mine, values, above = pool.apply(ours, (folder,))
             other, official, _ = pool.apply(theirs, (folder,))
-    told = f"{mine:.0f} s against {other:.0f} s: {mine / other:.2f} ×"
+    shown = f"{mine:.0f} s against {other:.0f} s: {mine / other:.2f} ×"
     table.add_row(
-        f"FID, KID, PSNR, SSIM of {count} pairs with intervals, against clean-fid and torchmetrics", told, "≤ 0.60 ×"
+        f"FID, KID, PSNR, SSIM of {count} pairs with intervals, against clean-fid and torchmetrics", shown, "≤ 0.60 ×"
     )
     table.add_row("  memory above the network", f"{above:.2f} GiB", "≤ 1 GB")
     for key in ("fid", "kid", "psnr"):

@@ -1,4 +1,4 @@
-"""Two processes on two cores against one on one core, the embedded experiment: part of `make bench` (Linux).
+"""Two processes on two cores against one on one core, the pets experiment: part of `make bench` (Linux).
 
 The images must be the same bytes, and the tables the same but for times. Nothing else should run on the two cores.
 """
@@ -37,13 +37,13 @@ def timed(processes: int, cores: Sequence[int], arguments: Sequence[str], output
 
 
 def work_seconds(outputs: Path) -> float:
-    """Seconds from the first to the last image of all cells, each as long as its slowest process."""
+    """Seconds from the first to the last image of all runs, each as long as its slowest process."""
     records = [json.loads(path.read_bytes()) for path in outputs.glob("*/*/run.json")]
-    return sum(record["data"]["n"] / record["images_per_second"] for record in records)
+    return sum(record["data"]["n"] / record["costs"]["images_per_second"] for record in records)
 
 
 def images(outputs: Path) -> dict[str, bytes]:
-    """All results, by cell and name."""
+    """All results, by run and name."""
     return {path.relative_to(outputs).as_posix(): path.read_bytes() for path in outputs.glob("*/*/images/*.png")}
 
 
@@ -64,10 +64,10 @@ def rows_of_scale(table: Table, arguments: Sequence[str] = ("batch_size=16",)) -
         work = work_seconds(one), work_seconds(two)
         same = "identical" if images(one) == images(two) and len(images(one)) else "DIFFERENT"
         rows = "identical" if printed(one) == printed(two) else "DIFFERENT"
-    told = f"{alone:.0f} s against {together:.0f} s: {alone / together:.2f} ×"
-    table.add_row("the embedded row, one process on one core against two on two", told, "≥ 1.5 ×")
-    told = f"{work[0]:.0f} s against {work[1]:.0f} s: {work[0] / work[1]:.2f} ×"
-    table.add_row("  making the images, without imports, metrics and pictures", told, "")
+    shown = f"{alone:.0f} s against {together:.0f} s: {alone / together:.2f} ×"
+    table.add_row("experiment=pets_cat2dog, one process on one core against two on two", shown, "≥ 1.5 ×")
+    shown = f"{work[0]:.0f} s against {work[1]:.0f} s: {work[0] / work[1]:.2f} ×"
+    table.add_row("  making the images, without imports, metrics and pictures", shown, "")
     table.add_row("  images, table", f"{same}, {rows}", "identical, identical")
 
 

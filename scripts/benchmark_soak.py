@@ -1,4 +1,4 @@
-"""Does a long run's memory grow? 5,000 embedded images in one run, watched from outside: part of `make bench` (Linux).
+"""Does a long run's memory grow? 5,000 pets in one run, watched from outside: part of `make bench` (Linux).
 
 python scripts/benchmark_soak.py 300    fewer images, to see that it works
 """
@@ -44,7 +44,7 @@ class Sample:
 
 
 def rows_of_soak(table: Table, count: int = COUNT) -> None:
-    """Make a run of so many images, and tell how its memory and descriptors went."""
+    """Make a run of so many images, and show its memory and descriptors."""
     samples, peak = watch(count)
     made = [sample for sample in samples if sample.phase == "translating" and sample.images >= WARM * count]
     if len({sample.images for sample in made}) < 3:
@@ -52,15 +52,15 @@ def rows_of_soak(table: Table, count: int = COUNT) -> None:
     slope = 1000 * np.polyfit([sample.images for sample in made], [sample.memory for sample in made], 1)[0]
     what = f"a run of {count} images (sdedit, few steps), memory while translating"
     table.add_row(what, f"{slope:+.2f} MiB per 1000 images", "≤ 1 MiB per 1000 images")
-    told = f"{made[0].descriptors} at the start, {made[-1].descriptors} at the end"
-    table.add_row("  open descriptors", told, "constant")
+    shown = f"{made[0].descriptors} at the start, {made[-1].descriptors} at the end"
+    table.add_row("  open descriptors", shown, "constant")
     before = 0.0
     for phase, name in PHASES.items():
         part = [sample for sample in samples if sample.phase == phase]
         if part:
             seconds, before = part[-1].seconds - before, part[-1].seconds
-            told = f"{max(sample.memory for sample in part):.0f} MiB at most, {seconds:.0f} s"
-            table.add_row(f"  {name}", told, "")
+            shown = f"{max(sample.memory for sample in part):.0f} MiB at most, {seconds:.0f} s"
+            table.add_row(f"  {name}", shown, "")
     table.add_row("  peak of the process", f"{peak:.0f} MiB", "")
 
 
@@ -100,7 +100,7 @@ def progress(outputs: Path, count: int) -> tuple[int, str]:
     images = sum(len(json.loads(line)["ids"]) for line in lines if line.endswith("}"))
     if images < count:
         return images, "translating"
-    return images, "showing" if logs[0].with_name("metrics.json").exists() else "scoring"
+    return images, "showing" if list(logs[0].parent.glob("scores/*/metrics.json")) else "scoring"
 
 
 def resident(pid: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 CHECKPOINTS = Path("~/.cache/cyclediff/training").expanduser()  # not in the clone: a training takes days on a CPU
 EVERY = 250  # steps between checkpoints
@@ -44,7 +44,7 @@ def optimise(
     Raises:
         SystemExit: if the checkpoint belongs to a training whose learning rate is another by now.
     """
-    ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    ema = AveragedModel(net, multi_avg_fn=moving_average(decay))
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     parts = {"net": net, "ema": ema, "optimizer": optimizer, "scheduler": scheduler}
@@ -84,6 +84,16 @@ def optimise(
                 torch.save(state, checkpoint.with_suffix(".tmp"))
                 os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
     return ema.module, {"steps": steps, "loss": round(average, 5), "seconds": round(seconds)}
+
+
+def moving_average(decay: float) -> Callable[..., None]:
+    """An exponential moving average that is shorter at the start, so that it soon forgets the untrained parameters."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        torch._foreach_lerp_(averaged, current, max(1 - decay, 9 / (10 + float(count))))
+
+    return update
 
 
 def half_cosine(steps: int) -> Callable[[int], float]:

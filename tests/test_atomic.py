@@ -1,7 +1,9 @@
 """The disk is full while a table, picture or page is written: what was there stays."""
 
 import errno
+import os
 import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,17 @@ def test_the_command_says_so(tmp_path, capsys, fill_the_disk):
     assert caught.value.code == 2
     assert f"File too large: '{tmp_path / 't' / 'table.md'}'" in capsys.readouterr().err
     assert contents(tmp_path / "t") == before
+
+
+def test_what_a_kill_left_is_removed_when_it_is_old(tmp_path):
+    """A new one may belong to another process, which is writing it."""
+    task = tmp_path / "t"
+    make_run(task, "m")
+    for name, age in ((".old.tmp", 7200), (".new.tmp", 0)):
+        (task / name).write_bytes(b"half")
+        os.utime(task / name, (time.time() - age,) * 2)
+    write_report(task)
+    assert {path.name for path in task.glob(".*.tmp")} == {".new.tmp"}
 
 
 def test_the_disk_has_it_before_its_name_says_so(tmp_path, monkeypatch):

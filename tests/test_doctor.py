@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from functools import cache
 from importlib.metadata import version
@@ -39,7 +41,7 @@ def put(*paths):
         path.touch()
 
 
-def test_the_embedded_world_runs_without_anything(folders):
+def test_pets_run_without_anything(folders):
     found = inspect("pets_cat2dog", CONFIG, folders)
     assert (found.missing, found.hub) == ((), ())
     assert found.ready == found.methods
@@ -71,14 +73,14 @@ def test_files_arrive_one_by_one(folders, tmp_path):
 
 
 def test_what_doctor_lists_is_what_a_run_asks_for(folders):
-    """cyclediff.studies.requirements refuses a run with a screen that names the same files."""
-    from cyclediff.data.assets import catalogue
+    """A run is refused with a screen that names the same files."""
     from cyclediff.errors import UserError
-    from cyclediff.studies.requirements import unpaired_weights
+    from cyclediff.studies.context import Context
+    from cyclediff.studies.translate import Translate
 
     cfg = doctor._compose(CONFIG, ["experiment=wild2dog", *folders])
     with pytest.raises(UserError) as screen:
-        unpaired_weights(cfg, catalogue(ROOT / "conf"), CONFIG)
+        Translate(Context(cfg, (CONFIG,), CONFIG)).needs()
     listed = inspect("wild2dog", CONFIG, folders).missing
     assert f"needs {len(listed)} files and folders" in str(screen.value)
     assert set(re.findall(r"(?m)^  (/\S+)$", str(screen.value))) == {str(path) for path in listed}
@@ -88,7 +90,8 @@ def test_the_hub(folders, tmp_path):
     put(tmp_path / "data" / "translate_text" / "data" / "translate-text.json")
     found = inspect("zero_shot_sd14", CONFIG, folders)
     repositories = {"CompVis/stable-diffusion-v1-4", "timm/vit_base_patch32_clip_224.openai"}
-    assert set(found.hub) == repositories
+    assert sorted(found.hub) == sorted(repositories)  # one CLIP ranks and scores, and is listed once
+    assert found.needed == 3
     assert (found.missing, found.ready) == ((), found.methods)
     assert cells(found)[0] == "yes, with a download"
     for repository in repositories:
@@ -97,6 +100,22 @@ def test_the_hub(folders, tmp_path):
     own = tmp_path / "own"
     own.mkdir()
     assert inspect("zero_shot_sd14", CONFIG, [*folders, f"task.model.path={own}"]).hub == ()
+
+
+def test_two_clips(folders):
+    found = inspect("zero_shot_sd14", CONFIG, [*folders, "model@task.ranking_clip=clip_vit_l14"])
+    assert {"timm/vit_base_patch32_clip_224.openai", "timm/vit_large_patch14_clip_224.openai"} <= set(found.hub)
+
+
+def test_experiments_of_one_method(folders):
+    """Their sweep is over another setting."""
+    found = inspect("pets_similarity", CONFIG, folders)
+    assert found.methods == found.ready == ("cyclediffusion",)
+
+
+def test_torch_is_imported_only_to_list_devices():
+    code = "import sys, cyclediff.cli.doctor; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32-quickgelu", "ViT-L-14-quickgelu"])
@@ -207,7 +226,7 @@ def test_every_direct_dependency_is_pinned_within_its_bound(requirement):
 
 
 def test_what_they_need_is_pinned_too():
-    """The closure of the installed packages, as their own metadata tell it for this system."""
+    """The closure of the installed packages, as their own metadata say for this system."""
     from importlib.metadata import PackageNotFoundError, requires
 
     (torch_pin,) = constraints()["torch"].specifier

@@ -64,7 +64,7 @@ class Mirror(BaseHTTPRequestHandler):
             time.sleep(0.2)  # what was sent arrives before the reset
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
-        elif fault == "truncating":  # always closes early, but gets on
+        elif fault == "truncating":  # always closes early, but sends some more each time
             self.wfile.write(rest[: max(len(rest) // 2, 200_000)])
         elif fault == "stall" and first:
             self.wfile.write(rest[:1_500_000])
@@ -104,11 +104,11 @@ def test_the_file_arrives_whole_all_the_same(fault, server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "reason"),
     [("missing", "404"), ("page", "web page"), ("silent", "stopped answering"), ("disguised", "sha256")],
 )
-def test_a_bad_mirror_is_told_and_the_next_one_is_tried(fault, told, server, tmp_path):
-    with pytest.raises(UserError, match=told):
+def test_a_bad_mirror_is_named_and_the_next_one_is_tried(fault, reason, server, tmp_path):
+    with pytest.raises(UserError, match=reason):
         get(server, [fault], tmp_path / "file.pt")
     assert not (tmp_path / "file.pt").exists()
     assert get(server, [fault, "good"], tmp_path / "file.pt") == SHA256

@@ -113,7 +113,7 @@ def own(tmp_path):
 
 def own_run(own, *arguments):
     places = [f"data.source={own / 'mine.csv'}", f"task.model.path={own / 'model'}"]
-    places += [f"{part}.path={CLIP}" for part in ("protocol.clip", "selection.clip")]
+    places += [f"{part}.path={CLIP}" for part in ("protocol.clip", "task.ranking_clip")]
     return run(
         "experiment=zero_shot_sd14", "task.size=32", "tier=few", *places, f"paths.outputs={own / 'out'}", *arguments
     )
@@ -152,9 +152,10 @@ def test_an_expensive_run_asks_first(own):
     (["study=edit"], "those of task pets_cat2dog have image; choose study=translate, or another task"),
     ([EDIT, "study=translate"], "those of task pets_edit have image and texts; choose study=edit, or another task"),
     ([EDIT, "compile_mode=default"], "text-to-image models have none; leave it out"),
-    ([EDIT, "selection.clip.path=nowhere"], "selection.clip.path=nowhere is no file or folder"),
+    ([EDIT, "task.ranking_clip.path=nowhere"], "task.ranking_clip.path=nowhere is no file or folder"),
     (["experiment=zero_shot_sd14"], "translate-text.json"),
     (["study=edit", "task=pets_edit", "protocol=pets_edit"], "choose tier=single, quick, paper, few or pets"),
+    ([EDIT, "method=cyclediffusion,sdedit", "selection.grdi=1"], "selection has no setting grdi; choose one of grid"),
     ([EDIT, "tier=slow"], "few, paper, pets, quick, single"),
     ([EDIT, "task.model.path=nowhere"], "nowhere"),
     ([EDIT, "protocol.clip.path=nowhere"], "nowhere"),

@@ -1,4 +1,4 @@
-"""Sweeps on a cluster that answers `sinfo`: one job a cell, put back into the queue, failed cells, several ranks."""
+"""Sweeps on a cluster that answers `sinfo`: a job for each run, requeued jobs, failed runs, several ranks."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def records(folder):
 
 
 def test_a_sweep_is_an_array_and_ends_in_one_table(tmp_path):
-    """With two ranks a cell, and the pictures of a run without a cluster."""
+    """With two ranks for each run, and the pictures of a run without a cluster."""
     done = sweep(tmp_path / "a", "steps=few", "method=sdedit,ilvr", "hydra.launcher.tasks_per_node=2", "batch_size=1")
     assert done.returncode == 0, done.stderr
     assert [record["status"] for record in records(tmp_path / "a")] == ["finished"] * 2
@@ -50,8 +50,8 @@ def test_a_sweep_is_an_array_and_ends_in_one_table(tmp_path):
     assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
 
 
-def test_a_failed_cell_is_a_hole_and_the_others_go_on(tmp_path):
-    """A folder in the place of a picture lets one cell fail."""
+def test_a_failed_run_is_missing_from_the_table_and_the_others_are_made(tmp_path):
+    """A folder in the place of a picture lets one run fail."""
     assert run(*SLURM[2:], "steps=few", "method=ilvr", f"paths.outputs={tmp_path}").returncode == 0
     (ilvr,) = tmp_path.glob("pets_cat2dog/ilvr-*")
     record = json.loads((ilvr / "run.json").read_bytes())
@@ -70,7 +70,7 @@ def test_a_failed_cell_is_a_hole_and_the_others_go_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_that_is_put_back_goes_on_to_the_same_bytes(tmp_path):
+def test_a_requeued_job_continues_to_the_same_bytes(tmp_path):
     """SIGUSR2 is what the cluster sends before it takes a machine; the queue waits 10 s then, elsewhere two minutes."""
     settings = ("method=cyclediffusion", "batch_size=1")
     with subprocess.Popen(command(tmp_path / "a", *settings), stdout=subprocess.PIPE, text=True) as process:

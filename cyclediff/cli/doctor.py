@@ -24,7 +24,7 @@ from rich.table import Table
 from cyclediff.data.assets import locate
 from cyclediff.pets.folders import PETS
 from cyclediff.runtime.record import PACKAGES
-from cyclediff.studies.requirements import MethodFile, method_files
+from cyclediff.studies.requirements import HUB_LOADERS, MethodFile, method_files
 
 MORE_PACKAGES = ("transformers", "open_clip_torch", "wandb")
 SIZES = {"B": "base", "L": "large"}  # letters of OpenAI's ViT-B-32 and ViT-L-14 → the hub's names
@@ -39,8 +39,8 @@ class Experiment:
         missing: files and folders that are not here.
         hub: repositories of the Hugging Face hub that are not in its cache; a run downloads them.
         needed: number of files, folders and repositories.
-        methods: those of its row.
-        ready: those of its row whose files are here; a repository that a run can download counts as here.
+        methods: those of its table.
+        ready: those of its table whose files are here; a repository that a run can download counts as here.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Experiment:
 
 
 def main(config_dir: str, overrides: Sequence[str] = ()) -> None:
-    """Print versions, devices, room, caches, logins, and a row per experiment.
+    """Print versions, devices, room, caches, logins, and a line per experiment.
 
     Args:
         config_dir: the folder of the configuration.
@@ -180,20 +180,20 @@ def _logged_in() -> bool:
 def inspect(name: str, config_dir: str, overrides: Sequence[str] = ()) -> Experiment:
     """What an experiment needs, and what of it is here."""
     cfg = _compose(config_dir, [f"experiment={name}", *overrides])
-    methods = tuple(str(cfg.hydra.sweeper.params.method).split(","))
-    files = method_files(config_dir)
+    methods = tuple(str(cfg.hydra.sweeper.params.get("method", cfg.method.name)).split(","))
+    files = method_files([config_dir])
     parts = _weights(cfg)
     folders = {locate(f) for key in ("source", "reference") if (f := cfg.data[key]) and f != PETS}
     here = {part for part, (path, hub) in parts.items() if hub or path.exists()}
     whole = all(folder.exists() for folder in folders)
     used = set().union(*(_parts_of(files[method], cfg) for method in methods)) & parts.keys()
-    missing = [*(parts[part][0] for part in sorted(used - here)), *(f for f in sorted(folders) if not f.exists())]
+    absent = [parts[part][0] for part in sorted(used - here)] + [f for f in sorted(folders) if not f.exists()]
     hub = [repository for part in sorted(used) if (repository := parts[part][1]) and not _in_hub_cache(repository)]
     return Experiment(
         name,
-        tuple(missing),
-        tuple(hub),
-        len(used) + len(folders),
+        tuple(dict.fromkeys(absent)),  # two parts can have one file
+        tuple(dict.fromkeys(hub)),
+        len({parts[part] for part in used}) + len(folders),
         methods,
         tuple(method for method in methods if whole and _parts_of(files[method], cfg) <= here),
     )
@@ -222,8 +222,8 @@ def _compose(config_dir: str, overrides: list[str]) -> DictConfig:
 def _weights(cfg: DictConfig) -> dict[str, tuple[Path, str | None]]:
     """The files of weights of an experiment by their part, and the repository where a file is one of the hub's."""
     task, protocol = cfg.task, cfg.protocol
-    if task.editing:
-        nodes = {"model": task.model, "clip": protocol.clip}
+    if "texts" in task.inputs:
+        nodes = {"model": task.model, "ranking": task.ranking_clip, "clip": protocol.clip}
     else:
         nodes = {"source": task.source_model, "target": task.target_model, "extractor": task.extractor}
     if protocol.features:
@@ -238,8 +238,7 @@ def _repository(node: Any) -> str | None:
     if node.path == "openai":
         _, size, patch, *_ = node.model.split("-")
         return f"timm/vit_{SIZES[size]}_patch{patch}_clip_224.openai"
-    loader = str(node.get("_target_")).rpartition(".")[2]
-    return node.path if loader in ("load_text_to_image", "load_diffusers") else None
+    return node.path if str(node.get("_target_")).endswith(HUB_LOADERS) else None
 
 
 def _in_hub_cache(repository: str) -> bool:
@@ -248,5 +247,5 @@ def _in_hub_cache(repository: str) -> bool:
 
 
 def _parts_of(method: MethodFile, cfg: DictConfig) -> set[str]:
-    parts = {"model", "clip"} if cfg.task.editing else set(method.models)
+    parts = {"model", "ranking", "clip"} if "texts" in cfg.task.inputs else set(method.needs)
     return parts | ({"features"} if cfg.protocol.features else set())

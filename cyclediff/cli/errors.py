@@ -54,7 +54,9 @@ def reported(config_dir: str) -> Iterator[None]:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         if isinstance(error, ValueError | AssertionError) and "/hydra/" in frames[-1].filename:
-            fail(f"the command line is not understood ({error}); write KEY=VALUE, for example method=sdedit")
+            reason = " ".join(str(error).split())
+            why = f" ({reason})" if reason else ""
+            fail(f"the command line is not understood{why}; write KEY=VALUE, for example method=sdedit")
         distributed.end_by_error(error)
 
 
@@ -87,7 +89,8 @@ def _unknown_key(override: str, overrides: list[str], config_dir: str) -> str | 
         return None
     if Path(config_dir, key.split("@")[0]).is_dir():
         return None  # a group: Hydra's own message says what is wrong with it
-    chosen = [o for o in overrides if Path(config_dir, o.lstrip("+~").split("=")[0].split("@")[0]).is_dir()]
+    groups = [o for o in overrides if Path(config_dir, o.lstrip("+~").split("=")[0].split("@")[0]).is_dir()]
+    chosen = [o.split(",")[0] for o in groups]  # of a sweep's values the first
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir, version_base=None):
         try:

@@ -39,14 +39,14 @@ def run_one(cfg: DictConfig) -> tuple[Path, str]:
     logger: Any = OmegaConf.to_container(cfg.logger, resolve=True)
     require_whole_number(cfg, "batch_size", 1, "auto")
     require_whole_number(cfg, "seed", 0)
-    if cfg.data.limit is not None or cfg.data.source == PETS:
-        require_whole_number(cfg, "data.limit", 1)
     if cfg.noise.device not in NOISE_DEVICES:
         raise UserError(f"noise.device must be one of {', '.join(NOISE_DEVICES)}; got {cfg.noise.device}")
     loggers.check(logger["name"], logger)
     context = Context(cfg, config_dirs(), CONFIG)
     study = get_class(cfg.study._target_)(context)
     study.needs()
+    if cfg.data.limit is not None or cfg.data.source == PETS:
+        require_whole_number(cfg, "data.limit", 1)
     overrides = HydraConfig.get().overrides.task
     about = {
         "command": shlex.join(["python", "run.py", *overrides]),

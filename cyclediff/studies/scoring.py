@@ -123,10 +123,8 @@ def score_pictures(
             "them, and the same command makes them again"
         )
     rows = [{"id": i, **scores.rows[i], **more.get(i, {})} for i in sources.source.ids]
-    networks = {"features": protocol.features, "clip": protocol.clip, "lpips": protocol.lpips}
-    random = [part for part, network in networks.items() if network is not None and network.random]
     about = reference and {"name": reference.name, "digest": reference.digest}
-    return Scored(scores.metrics, rows, scores.replicates, random_weights=random, reference=about)
+    return Scored(scores.metrics, rows, scores.replicates, random_weights=scores.random_weights, reference=about)
 
 
 def seconds_of(batches: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> dict[str, dict[str, Any]]:

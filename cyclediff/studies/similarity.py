@@ -115,6 +115,7 @@ class Similarity:
         """Largest, mean and last distance of each image, and the mean distance at each timestep."""
         import torch
 
+        from eval.metrics.metric import Metric
         from eval.metrics.statistics import interval, mean_replicates, resamples
 
         found: dict[str, list[tuple[int, float]]] = {}
@@ -125,17 +126,13 @@ class Similarity:
         counts = resamples(len(apart), RESAMPLES)
         replicates = {key: mean_replicates(column, counts) for key, column in values.items()}
         metrics = {
-            key: {
-                "value": column.mean().item(),
-                "ci95": interval(column.mean().item(), replicates[key]),
-                "n": len(column),
-                "n_reference": None,
-                "higher_is_better": False,
-                "protocol": f"{PROTOCOL}/rms-per-value/{key}",
-                "header": COLUMNS[key],
-                "digits": 4,
-                "scale": 1,
-            }
+            key: Metric(COLUMNS[key], 4, higher_is_better=False).entry(
+                f"{PROTOCOL}/rms-per-value/{key}",
+                value=column.mean().item(),
+                ci95=interval(column.mean().item(), replicates[key]),
+                n=len(column),
+                n_reference=None,
+            )
             for key, column in values.items()
         }
         rows = [

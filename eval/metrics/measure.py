@@ -92,7 +92,7 @@ def measure(
     """
     known, unreadable = [], []
     values = {key: torch.full((len(stems),), torch.nan, dtype=torch.float64) for key in keys}
-    features: Tensor | None = None  # one block from the start: small blocks between large ones would keep memory from shrinking
+    features: Tensor | None = None  # one block: many small ones would keep memory from shrinking
     judge = load_pets_judge(protocol.judge) if protocol.judge else None
     for triples, broken in read_triples(folders, stems, protocol.size, protocol.resize):
         unreadable += broken

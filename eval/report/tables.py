@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.edits import read_edits
-from eval.files import write_atomically
+from eval.files import remove_leftovers, write_atomically
 from eval.report.comparison import format_verdict
 from eval.report.grid import draw_grid
 from eval.report.labels import best_of
@@ -123,6 +123,7 @@ def write_tables(task_folder: Path) -> None:
 def write_page(task_folder: Path) -> None:
     """Write report.html and the pictures of the tables, as `write_tables` does."""
     with FileLock(task_folder / LOCK):
+        remove_leftovers(task_folder)
         _write_page(task_folder, *read_task(task_folder), task_folder)
 
 
