@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from benchmark_editing import sd_sized, tiny
 from benchmark_networks import side_by_side
-from make_random_checkpoints import FORM
+from make_random_checkpoints import NOT_SHAPES
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -54,7 +54,7 @@ def measure(table: Table, device: str, small: bool) -> None:
     torch.manual_seed(0)
     table.add_row(f"on {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}", "", "")
     arch: Any = OmegaConf.to_container(OmegaConf.load(ARCH))
-    shape = {key: value for key, value in arch.items() if key not in (*FORM, "_target_", "learn_sigma")}
+    shape = {key: value for key, value in arch.items() if key not in (*NOT_SHAPES, "_target_", "learn_sigma")}
     if small:
         shape |= {"image_size": 32, "model_channels": 32, "channel_mult": (1, 2), "attention_downsampling": (2,)}
         rows_of_translation(table, device, shape | {"num_head_channels": 32}, steps=3, most=4, matrix=256)

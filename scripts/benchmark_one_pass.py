@@ -48,7 +48,7 @@ def ours(folder: Path) -> tuple[float, dict[str, float], float]:
     scores = evaluate(folder / "generated", folder / "source", folder / "reference", None, protocol)
     took = time.perf_counter() - began
     above = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 2 ** (30 if sys.platform == "darwin" else 20)
-    return took, {key: scores.metrics[key]["value"] for key in ("fid", "kid", "psnr", "ssim")}, above
+    return took, {key: scores.metrics[key]["value"] or 0.0 for key in ("fid", "kid", "psnr", "ssim")}, above
 
 
 def theirs(folder: Path) -> tuple[float, dict[str, float], float]:

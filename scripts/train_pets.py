@@ -89,7 +89,8 @@ def train_diffusion(species: str, steps: int, images: int = 30_000, batch: int =
 
     groups = [{"params": list(training.net.parameters()), "lr": 5e-4}]
     ema, record = optimise(species, training, loss, steps, groups, generator, rate, decay=0.9995)
-    write_weights(species, ema.net, {"parameterisation": "x0", "images": images, **record})
+    card = {"parameterisation": "x0", "images": images, **record}
+    write_weights(species, ema.net, card, CHECKPOINTS)  # the package cannot load this network yet
 
 
 def train_judge(steps: int = 3000, images: int = 12_000, batch: int = 64, lr: float = 1e-3) -> None:
@@ -169,20 +170,19 @@ def render_all(factors: Tensor, species: str) -> Tensor:
     return torch.cat([((chunk + 1) * 127.5).round().to(torch.uint8) for chunk in chunks])
 
 
-def write_weights(name: str, net: nn.Module, card: dict) -> None:
-    """Ship `net` as float16 safetensors with its card."""
-    WEIGHTS.mkdir(exist_ok=True)
-    path = WEIGHTS / f"{name}.safetensors"
+def write_weights(name: str, net: nn.Module, card: dict, folder: Path = WEIGHTS) -> None:
+    """Write `net` as float16 safetensors with its card."""
+    path = folder / f"{name}.safetensors"
     save_file({key: value.half().contiguous() for key, value in net.state_dict().items()}, path)
-    write_card(name, path, SEEDS[name], net, card)
+    write_card(name, path, SEEDS[name], net, card, folder)
 
 
-def write_card(name: str, path: Path, seed: int, net: nn.Module, card: dict) -> None:
-    """Say beside the weights folder's files what a file of weights is and how it came about."""
+def write_card(name: str, path: Path, seed: int, net: nn.Module, card: dict, folder: Path = WEIGHTS) -> None:
+    """Say in a folder of weights what one of its files is and how it came about."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     size = sum(p.numel() for p in net.parameters())
     card = {"name": name, "parameters": size, "data_seed": seed, **card, "sha256": digest}
-    (WEIGHTS / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
 def check(species: str, count: int = 256, batch: int = 32) -> None:

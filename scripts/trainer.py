@@ -91,7 +91,9 @@ def moving_average(decay: float) -> Callable[..., None]:
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        torch._foreach_lerp_(averaged, current, max(1 - decay, 9 / (10 + float(count))))
+        weight = max(1 - decay, 9 / (10 + float(count)))
+        for average, parameter in zip(averaged, current, strict=True):
+            average.lerp_(parameter, weight)
 
     return update
 
