@@ -61,7 +61,8 @@ class RunRecord(TypedDict):
     """run.json.
 
     identity: all that decides what was made. synthetic: whether the task is made up by this project. weights: sha256 or
-    hub id and commit of each network. random_weights: untrained networks. files: sha256 of files beside run.json.
+    hub id and commit of each network. random_weights: untrained networks. unscored: why a folder of scores has no
+    numbers, by its name. files: sha256 of files beside run.json.
     """
 
     schema: int
@@ -94,6 +95,7 @@ class RunRecord(TypedDict):
     world_size: NotRequired[int]
     peak_memory_mib: NotRequired[int]
     ranks: NotRequired[list[dict[str, Any]]]
+    unscored: NotRequired[dict[str, dict[str, str]]]
     files: NotRequired[dict[str, str]]
 
 

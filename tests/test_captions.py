@@ -1,4 +1,4 @@
-"""The embedded world in words: captions say what is drawn, and a changed word is a changed picture."""
+"""Pets in words: captions say what is drawn, and a changed word is a changed picture."""
 
 import pytest
 import torch

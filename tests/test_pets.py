@@ -1,4 +1,4 @@
-"""The embedded world: the renderer, the shipped networks and their cards."""
+"""Pets: the renderer, the shipped networks and their cards."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from cyclediff.errors import UserError
 from cyclediff.models.weights import load_weights
 from cyclediff.pets.networks import load, load_classifier
 from cyclediff.pets.render import FACTORS, SPECIES, render, sample_factors
-from eval.metrics.pets import DOMAIN, factor_error, load_pets_judge, observe
+from eval.metrics.pets import DOMAIN, attribute_error, load_pets_judge, observe
 
 WEIGHTS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
 NAMES = {factor.name: column for column, factor in enumerate(FACTORS)}
@@ -89,8 +89,8 @@ def test_the_judge_knows_species_and_factors(species):
     images = [to_uint8(render(drawn, s)) for s in (species, "cat")]
     seen, cats = (observe(judge, image)[1] for image in images)
     assert own_share(species, images[0]) > 0.99
-    assert factor_error(seen, cats).mean() < 0.06  # counterparts
-    assert 0.3 < factor_error(seen, cats.roll(1, dims=0)).mean() < 0.46  # unrelated animals
+    assert attribute_error(seen, cats).mean() < 0.06  # of equal attributes
+    assert 0.3 < attribute_error(seen, cats.roll(1, dims=0)).mean() < 0.46  # unrelated animals
 
 
 @pytest.mark.parametrize("species", SPECIES)

@@ -1,6 +1,7 @@
 """The study of similarity: distances with a closed form, and a run without images."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_two_gaussians_of_one_width_are_apart_by_a_linear_recursion(eta):
     path = sampling_path(ALPHA_BAR, 50, "uniform")[0][-40:].tolist()
     levels = [*(ALPHA_BAR[t].item() for t in path), 1.0]
     d, expected = 0.0, []
-    for a, b in zip(levels[:-2], levels[1:-1], strict=True):
+    for a, b in pairwise(levels[:-1]):
         expected.append(abs(d))
         eps = np.sqrt(1 - a) * (d - np.sqrt(a) * shift) / (a * width**2 + 1 - a)
         sigma = eta * np.sqrt((1 - b) / (1 - a) * (1 - a / b))

@@ -43,7 +43,7 @@ def test_a_sweep_is_an_array_and_ends_in_one_table(tmp_path):
     assert [record["world_size"] for record in records(tmp_path / "a")] == [2, 2]
     table = list(csv.DictReader((tmp_path / "a/pets_cat2dog/table.csv").open()))
     assert sorted(row["method"] for row in table) == ["ilvr", "sdedit"]
-    for shown in ("ilvr", "sdedit", "FID ↓"):
+    for shown in ("ilvr", "sdedit", "FD ↓"):
         assert shown in done.stdout
     local = run(*SLURM[2:], "steps=few", "method=sdedit,ilvr", "batch_size=1", f"paths.outputs={tmp_path / 'b'}")
     assert local.returncode == 0, local.stderr

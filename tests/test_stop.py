@@ -49,7 +49,7 @@ def test_a_signal_after_the_last_check_is_not_lost(monkeypatch):
 
     @stop.after_the_batch()
     def batch():
-        stop._hear()
+        stop._handle()
         continued.append(stop.requested())
 
     continued = []
@@ -57,7 +57,7 @@ def test_a_signal_after_the_last_check_is_not_lost(monkeypatch):
         batch()
     assert continued == [True]
     with pytest.raises(stop.Stopped):  # outside it is not held
-        stop._hear()
+        stop._handle()
 
 
 def test_the_runs_that_follow_are_not_started(tmp_path):

@@ -18,7 +18,16 @@ def failed_runs(task_folders: Iterable[Path], since: str) -> list[tuple[str, boo
         for path in sorted(folder.glob("*/run.json")):
             with contextlib.suppress(ValueError, KeyError):  # a damaged record has had its warning
                 record = json.loads(path.read_bytes())
-                if record["status"] == "failed" and record["end"] >= since:
-                    line = f"{record['method']} ({path.parent.name}): failed: {record['error']}"
-                    lines.append((line, record["error_type"] == "UserError"))
+                failures = (
+                    [(f"{record['method']} ({path.parent.name})", record)] if record["status"] == "failed" else []
+                )
+                failures += [
+                    (f"{record['method']} ({path.parent.name}, {name})", failure)
+                    for name, failure in record.get("unscored", {}).items()
+                ]
+                lines += [
+                    (f"{name}: failed: {failure['error']}", failure["error_type"] == "UserError")
+                    for name, failure in failures
+                    if failure["end"] >= since
+                ]
     return lines

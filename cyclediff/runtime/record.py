@@ -100,10 +100,16 @@ class Run:
     def fail(self, error: Exception) -> None:
         """Note why the run has no result; the same command tries again."""
         record = json.loads((self.path / "run.json").read_bytes())
-        trace = "".join(traceback.format_exception(error))
-        sentence = " ".join(str(error).split()) or type(error).__name__
-        failure = dict(zip(FAILURE, (sentence, type(error).__name__, trace), strict=True))
-        self.write_json("run.json", {**record, "status": "failed", "end": now(), **failure})
+        self.write_json("run.json", {**record, "status": "failed", "end": now(), **_failure(error)})
+
+    def note_scoring(self, scores: str, error: Exception | None) -> None:
+        """Note why a folder of scores has no numbers, or that it has them by now (no error)."""
+        record = json.loads((self.path / "run.json").read_bytes())
+        unscored = {key: value for key, value in record.get("unscored", {}).items() if key != scores}
+        if error:
+            unscored[scores] = {"end": now(), **_failure(error)}
+        if unscored != record.get("unscored", {}):
+            self.write_json("run.json", {**record, "unscored": unscored})
 
     def missing(self, ids: Iterable[str]) -> list[str]:
         """The items that lack one of their artifacts, or whose artifact is not whole."""
@@ -196,6 +202,12 @@ class ScoreFolder:
             write_scores(self.path, record, scored.rows, scored.replicates, curves)
         except OSError as error:
             raise unwritable(Path(error.filename or self.path), error) from error
+
+
+def _failure(error: Exception) -> dict[str, str]:
+    trace = "".join(traceback.format_exception(error))
+    sentence = " ".join(str(error).split()) or type(error).__name__
+    return dict(zip(FAILURE, (sentence, type(error).__name__, trace), strict=True))
 
 
 def hash_of(identity: Mapping[str, Any]) -> str:

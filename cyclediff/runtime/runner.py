@@ -5,7 +5,7 @@ import resource
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,36 +57,46 @@ def complete(
     if not scored:
         with contextlib.ExitStack() as held:
             distributed.from_first(lambda: held.enter_context(claimed(run.path, record["command"])))
-            if made:
-                _score(study, run, scores, cfg, record)
-            else:
-                _make_and_score(cfg, study, run, scores, items, record, keep_going)
+            begun: list[bool] = []
+            done = made or _attempt(
+                lambda: _make(cfg, study, run, items, record, begun), run.fail, keep_going, lambda: bool(begun)
+            )
+            if done:
+                _attempt(
+                    lambda: _score(cfg, study, run, scores, record),
+                    lambda error: run.note_scoring(scores.path.name, error),
+                    keep_going,
+                )
     return run, scores, items
 
 
-def _make_and_score(
-    cfg: DictConfig,
-    study: Study,
-    run: Run,
-    scores: ScoreFolder,
-    items: Items,
-    record: Mapping[str, Any],
+def _attempt(
+    work: Callable[[], None],
+    note: Callable[[Exception], None],
     keep_going: bool,
-) -> None:
-    begun = []
+    notable: Callable[[], bool] = lambda: True,
+) -> bool:
+    """Work that may fail. Returns whether it succeeded.
+
+    Args:
+        work: the work.
+        note: keeps the reason of a failure in the run's folder.
+        keep_going: whether a failure that is noted is enough; otherwise it is raised, too.
+        notable: whether a failure is one of this run; another one, such as a wrong setting, is raised.
+    """
     try:
-        _make(cfg, study, run, items, record, begun)
-        _score(study, run, scores, cfg, record)
+        work()
+        return True
     except (stop.Stopped, distributed.Lost):
         raise
     except Exception as error:
-        if begun:
+        if notable():
             with contextlib.suppress(UserError):  # where no file can be written, there is the sentence alone
-                run.fail(error)
+                note(error)
                 if keep_going:
                     if not isinstance(error, UserError):
                         traceback.print_exc()
-                    return
+                    return False
         raise
 
 
@@ -113,12 +123,13 @@ def _make(cfg: DictConfig, study: Study, run: Run, items: Items, record: Mapping
     distributed.wait_for_all()  # what `finish` reads is in its final form
 
 
-def _score(study: Study, run: Run, scores: ScoreFolder, cfg: DictConfig, record: Mapping[str, Any]) -> None:
+def _score(cfg: DictConfig, study: Study, run: Run, scores: ScoreFolder, record: Mapping[str, Any]) -> None:
     from cyclediff.runtime.execution import pick_device
 
     scored = study.finish(run.path, run.batches(), pick_device(cfg.device))
     if distributed.is_first():
         scores.write(scored, record["code"])
+        run.note_scoring(scores.path.name, None)
 
 
 def format_shares(ranks: list[dict[str, Any]]) -> str:

@@ -126,16 +126,26 @@ def read_entries(task_folder: Path) -> tuple[list[Entry], list[Running]]:
     """
     entries, running = [], []
     for path in sorted(task_folder.glob("*/run.json")):
+        found: list[tuple[Path, ScoresRecord]] = []
         try:
             run = read_run(path.parent)
-            found = [(folder, read_scores(folder)) for folder in list_scores(path.parent)]
         except ValueError as error:
             warnings.warn(str(error), stacklevel=2)
             continue
-        if run["status"] == "finished" and found:
-            entries += [Entry(path.parent, folder, run, scores) for folder, scores in found]
-        else:
+        folders = list_scores(path.parent)
+        for folder in folders:
+            try:
+                found.append((folder, read_scores(folder)))
+            except ValueError as error:
+                warnings.warn(str(error), stacklevel=2)
+        if run["status"] != "finished" or not folders:
             running.append(_running(path.parent, run))
+            continue
+        entries += [Entry(path.parent, folder, run, scores) for folder, scores in found]
+        running += [
+            Running(path.parent.name, run["method"], f"not scored ({name}): {failure['error']}", run["start"])
+            for name, failure in run.get("unscored", {}).items()
+        ]
     return entries, running
 
 
@@ -186,7 +196,8 @@ def _running(folder: Path, run: RunRecord) -> Running:
     if run["status"] == "failed":
         state = f"failed{f' after {done}' if done else ''}: {run.get('error', 'no reason is known')}"
     elif run["status"] == "finished":
-        state = "made, and not scored yet"
+        reasons = [failure["error"] for failure in run.get("unscored", {}).values()]
+        state = f"made, and not scored: {reasons[0]}" if reasons else "made, and not scored yet"
     else:
         state = f"running{f', {done}' if done else ''}"
     return Running(folder.name, run["method"], state, run["start"])
