@@ -175,7 +175,12 @@ def test_an_error_is_printed_by_its_process_alone(faulty, fault, tmp_path):
     assert "Traceback" in printed[faulty]
     assert not re.search("Traceback|error: ", printed[1 - faulty])
     assert len(contents(tmp_path)) >= 2
-    assert record(tmp_path)["status"] == "failed"
+    noted = record(tmp_path)
+    if fault is without_evaluation:  # the images are finished, and the reason stands beside them
+        (reason,) = noted["unscored"].values()
+        assert (noted["status"], reason["error_type"]) == ("finished", "KeyError")
+    else:
+        assert (noted["status"], noted["error_type"]) == ("failed", "KeyError")
 
 
 def test_a_mistake_of_one_process(tmp_path):

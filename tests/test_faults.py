@@ -109,7 +109,10 @@ def test_a_disk_that_is_full_at_the_very_end(tmp_path, cache, whole):
         r"scores/.*/metrics\.json cannot be written \(No space left on device\); what is finished", printed
     )
     folder = run_folder(tmp_path / "out")
-    assert json.loads((folder / "run.json").read_bytes())["status"] == "failed"
+    noted = json.loads((folder / "run.json").read_bytes())
+    (reason,) = noted["unscored"].values()
+    assert noted["status"] == "finished"  # the images are; the next start makes the numbers alone
+    assert "No space left on device" in reason["error"]
     assert not list(folder.glob("scores/*/metrics.json"))
     images = times(folder / "images")
     assert len(images) == 3
@@ -136,13 +139,31 @@ def test_a_disk_that_is_full_while_scores_are_made_again(tmp_path, cache):
     code, printed = finish(arguments, tmp_path / "log")
     assert code == 0, printed
     before = times(run_folder(tmp_path / "out"))
+    note = before.pop(run_folder(tmp_path / "out") / "run.json")
     again = [*arguments, "protocol.resize=bicubic"]
     printed = one_sentence(*finish(again, tmp_path / "log", Refusing("/metrics.json", errno.ENOSPC)))
     assert "metrics.json cannot be written" in printed
     after = times(run_folder(tmp_path / "out"))
     assert {path: after.get(path) for path in before} == before
+    assert after[run_folder(tmp_path / "out") / "run.json"] > note  # it says why there are no numbers
     assert finish(again, tmp_path / "log")[0] == 0
+    assert not json.loads((run_folder(tmp_path / "out") / "run.json").read_bytes())["unscored"]
     assert len(list(tmp_path.glob("out/*/*/scores/*/metrics.json"))) == 2
+
+
+def test_runs_that_cannot_be_scored_again_do_not_end_a_sweep(tmp_path, cache):
+    """Both stay in the table with their first numbers, and both failures are printed."""
+    sweep = [*PETS, "method=sdedit,ilvr", f"paths.outputs={tmp_path / 'out'}", cache]
+    code, printed = finish(sweep, tmp_path / "log")
+    assert code == 0, printed
+    refusing = Refusing("/metrics.json", errno.ENOSPC)
+    code, printed = finish([*sweep, "protocol.resize=bicubic"], tmp_path / "log", refusing)
+    assert code == 2
+    assert re.search(r"error: sdedit \(sdedit-\w+, pets-1-\w+\): failed: .*No space left", printed)
+    assert re.search(r"error: ilvr \(ilvr-\w+, pets-1-\w+\): failed: .*No space left", printed)
+    table, _, unfinished = (tmp_path / "out/pets_cat2dog/table.md").read_text().partition("## Not finished")
+    assert ("| sdedit |" in table, "| ilvr |" in table) == (True, True)
+    assert unfinished.count("not scored") == 2
 
 
 def test_a_failed_run_is_missing_from_the_table_and_the_others_are_made(tmp_path, cache):
