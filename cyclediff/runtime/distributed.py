@@ -171,12 +171,17 @@ def end(text: str, code: int) -> NoReturn:
     os._exit(code)  # an exchange may be pending, and no one will complete it
 
 
+def is_lost(error: Exception) -> bool:
+    """Whether an error says only that another process has ended: that one knows why."""
+    of_torch = type(error).__name__.startswith("Dist")  # DistNetworkError, DistStoreError, …
+    return isinstance(error, Lost) or of_torch or "gloo" in str(error)
+
+
 def end_by_error(error: Exception) -> NoReturn:
     """End all processes by an error that is no mistake of the user; the first that has one shows its traceback."""
     if world() == 1:
         raise error
-    lost = isinstance(error, Lost) or "gloo" in str(error)
-    end(LOST if lost else "".join(traceback.format_exception(error)).rstrip(), 1)
+    end(LOST if is_lost(error) else "".join(traceback.format_exception(error)).rstrip(), 1)
 
 
 @cache

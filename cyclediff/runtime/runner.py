@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cyclediff.errors import UserError
-from cyclediff.runtime import distributed, stop
+from cyclediff.runtime import distributed
 from cyclediff.runtime.lock import claimed
 from cyclediff.runtime.record import Run, ScoreFolder, provenance
 from cyclediff.runtime.study import Items, Study
@@ -87,10 +87,8 @@ def _attempt(
     try:
         work()
         return True
-    except (stop.Stopped, distributed.Lost):
-        raise
     except Exception as error:
-        if notable():
+        if notable() and not distributed.is_lost(error):
             with contextlib.suppress(UserError):  # where no file can be written, there is the sentence alone
                 note(error)
                 if keep_going:
