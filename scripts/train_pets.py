@@ -94,7 +94,7 @@ def train_diffusion(species: str, steps: int, images: int = 30_000, batch: int =
 
 
 def train_judge(steps: int = 3000, images: int = 12_000, batch: int = 64, lr: float = 1e-3) -> None:
-    """Train the observer of `eval.metrics.pets` on pairs of counterparts, half of them degraded."""
+    """Train the observer of `eval.metrics.pets` on cats and dogs of equal attributes, half of them degraded."""
     generator = torch.Generator().manual_seed(SEEDS["judge"])
     factors = sample_factors(images, generator)
     pairs = torch.stack([render_all(factors, species) for species in SPECIES], dim=1)

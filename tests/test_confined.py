@@ -32,7 +32,7 @@ else:
 
 
 def watched(tmp_path, *arguments):
-    """Run the program with a home, a working folder and a temporary folder of its own; returns what it told."""
+    """Run the program with a home, a working folder and a temporary folder of its own; returns what it printed."""
     for name in ("home", "here", "tmp"):
         (tmp_path / name).mkdir()
     allowed = os.pathsep.join(str(tmp_path / name) for name in ("outputs", "cache", "tmp"))
@@ -57,9 +57,9 @@ def test_a_run_stays_in_its_folders(tmp_path):
     before = {path: path.read_bytes() for path in photos.iterdir()}
     settings = ["method=sdedit", "task.reference_count=8", "steps=few", f"data.source={photos}"]
     paths = [f"paths.outputs={tmp_path / 'outputs'}", f"paths.cache={tmp_path / 'cache'}"]
-    told = watched(tmp_path, *settings, *paths)
-    assert told.returncode == 0, told.stderr
-    assert [line for line in told.stderr.splitlines() if line.startswith("OUTSIDE")] == []
+    done = watched(tmp_path, *settings, *paths)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("OUTSIDE")] == []
     assert not list((tmp_path / "here").iterdir())
     assert not list((tmp_path / "home").iterdir())
     assert {path: path.read_bytes() for path in photos.iterdir()} == before

@@ -1,4 +1,4 @@
-"""Checkpoints of every kind into networks, and what a person hears who has the wrong one."""
+"""Checkpoints of every kind into networks, and the sentence for the wrong one."""
 
 import collections
 import json

@@ -113,7 +113,7 @@ def own(tmp_path):
 
 def own_run(own, *arguments):
     places = [f"data.source={own / 'mine.csv'}", f"task.model.path={own / 'model'}"]
-    places += [f"{part}.path={CLIP}" for part in ("protocol.clip", "task.ranking_clip")]
+    places += [f"paths.clip_vit_b32={CLIP}"]  # it ranks and scores
     return run(
         "experiment=zero_shot_sd14", "task.size=32", "tier=few", *places, f"paths.outputs={own / 'out'}", *arguments
     )

@@ -103,11 +103,11 @@ class Edit:
         with user_errors():
             self.grid = grid_for(self._asked(), self.method)
         self.model, self.texts = self._model(), read_prompts(self.sources.source)
-        scorer = load_network(
-            self.cfg.task.ranking_clip, path=scoring.clip_path(self.cfg.task.ranking_clip), device=str(device)
-        )
-        self.ranking_protocol = scorer.protocol
-        self.scores = candidate_scores(scorer, self.sources.source.path, device)
+        self.ranking = self.scores = None
+        if self.parts > 1:
+            node = self.cfg.task.ranking_clip
+            self.ranking = load_network(node, path=scoring.clip_path(node), device=str(device))
+            self.scores = candidate_scores(self.ranking, self.sources.source.path, device)
         self.protocol(device)
 
     def protocol(self, device: "torch.device") -> Any:
@@ -144,12 +144,13 @@ class Edit:
         distributed.from_first(
             lambda: require_patience(self.cfg, self.model, self.device, self.parts, rows, missing, execution.batch_size)
         )
+        random = [part for part, w in self.weights.items() if carries_mark(w.path)]
         notes: dict[str, Any] = {
-            "random_weights": [part for part, w in self.weights.items() if carries_mark(w.path)],
+            "random_weights": [*random, "ranking"] if self.ranking and self.ranking.random else random,
             "selection": {
                 "candidates": self.parts,
                 "metric": self.cfg.selection.metric,
-                "ranked_by": self.ranking_protocol,
+                "ranked_by": self.ranking and self.ranking.protocol,
                 "asked": OmegaConf.to_container(self.cfg.selection, resolve=True),
             },
             "network_rows_per_image": rows,

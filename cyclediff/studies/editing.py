@@ -44,7 +44,7 @@ def best_candidates(
     grid: Grid,
     shared_encoding: bool,
     metric: str,
-    scores: Scores,
+    scores: Scores | None,
     size: int,
     meter: Meter,
 ) -> list[tuple[Tensor, list[dict[str, Any]]]]:
@@ -58,7 +58,7 @@ def best_candidates(
         shared_encoding: see `candidates.edit`.
         metric: the column of `scores` by which the best is chosen.
         scores: (ids, edited images uint8 (n, 3, h, w)) → columns of (n,), with `<metric>_defined` where a score can be
-            undefined; not called where there is one candidate only.
+            undefined; None where there is one candidate only.
         size: candidates that go through the network at once.
         meter: measures stages.
 
@@ -77,7 +77,7 @@ def best_candidates(
             made = torch.cat([to_uint8(model.decode(part)) for part in latents.split(max(1, size // 4))])
         ids = [edits.ids[image] for image, _ in units]
         with meter.stage("scores of candidates"):
-            columns = scores(ids, made) if len(grid.candidates()) > 1 else {}
+            columns = scores(ids, made) if scores else {}
         for k, (image, candidate) in enumerate(units):
             row = candidate.record() | {key: value[k].item() for key, value in columns.items()}
             rows[image].append(row)

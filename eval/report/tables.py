@@ -54,7 +54,7 @@ def to_markdown(section: Section) -> str:
 
 
 def to_rich(section: Section, width: int) -> Table:
-    """The section for a terminal: a row per method or, where `width` is too small for that, a column per method."""
+    """The section for a terminal: a row per run or, where only that fits into `width`, a column per run."""
     lines = [[Text("method"), *(Text(column.title.replace(" dB", "")) for column in section.columns)]]
     for row in section.rows:
         lines.append([Text(row.label)])
@@ -62,8 +62,9 @@ def to_rich(section: Section, width: int) -> Table:
             mark = mark_of(row, column)
             text = cell_text(row, column) + (f" {TIED}" if mark == "tied" else "")
             lines[-1].append(Text(text, style="bold" if mark == "best" else ""))
-    if sum(max(cell.cell_len for cell in column) + 2 for column in zip(*lines, strict=True)) + 2 > width:
-        lines = [list(column) for column in zip(*lines, strict=True)]
+    turned = [list(column) for column in zip(*lines, strict=True)]
+    if _width(lines) > width >= _width(turned):
+        lines = turned
     judged = [verdict for verdict in section.claims if verdict.support is not None]
     remarks = [*section.warnings, *map(format_verdict, judged)]
     if any("tied" in row.marks.values() for row in section.rows):
@@ -71,10 +72,19 @@ def to_rich(section: Section, width: int) -> Table:
     table = Table(title=section.title, caption="\n".join(remarks), box=box.SIMPLE_HEAD)
     table.title_justify = table.caption_justify = "left"
     for index, header in enumerate(lines[0]):
-        table.add_column(header, justify="right" if index else "left")
+        if index:
+            table.add_column(header, justify="right", overflow="fold")
+        else:
+            words = [len(word) for line in lines for word in line[0].plain.split()]
+            table.add_column(header, min_width=max(words))
     for line in lines[1:]:
         table.add_row(*line)
     return table
+
+
+def _width(lines: Sequence[Sequence[Text]]) -> int:
+    """Characters that a table of these cells takes."""
+    return sum(max(cell.cell_len for cell in column) + 2 for column in zip(*lines, strict=True)) + 2
 
 
 def to_csv(sections: Sequence[Section]) -> str:
