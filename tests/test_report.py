@@ -239,6 +239,14 @@ def test_claims_are_judged(task):
     assert "undecided: m over o (a run or a number is missing)" in text
 
 
+def test_random_weights_support_no_claim(task):
+    for method, psnr in (("m", 18.0), ("n", 17.0)):
+        spread(make_run(task, method, random_weights=["target"]), psnr)
+    claims = [{"text": "m over n", "method": "m", "than": "n", "better": ["psnr"]}]
+    (task / "claims.json").write_text(json.dumps(claims))
+    assert "m over n" not in to_markdown(read_sections(task)[0])
+
+
 def test_equal_titles_are_distinguished_by_their_images(task):
     make_run(task, "m")
     make_run(task, "m", data="d2")
