@@ -104,12 +104,13 @@ def test_a_finished_run_lacks_a_new_item(tmp_path):
 
 def test_scores_are_written_and_found(tmp_path):
     scores = ScoreFolder(tmp_path, SCORING)
-    assert not scores.is_finished()
+    assert not scores.is_finished("c0de")
     scores.write(SCORED, "c0de")
     (scores.path / ".123.tmp").touch()
     scores.write(SCORED, "c0de")
     assert not list(scores.path.glob(".*"))
-    assert ScoreFolder(tmp_path, SCORING).is_finished()
+    assert ScoreFolder(tmp_path, SCORING).is_finished("c0de")
+    assert not ScoreFolder(tmp_path, SCORING).is_finished("other")  # numbers of other code are made again
     with (scores.path / "per_image.csv").open() as file:
         assert list(csv.DictReader(file)) == [{"id": "x", "psnr": "1.0"}]
     assert (scores.path / "bootstrap.csv").read_text() == "fid,kid\n1.0,3.0\n2.0,\n"
@@ -145,7 +146,7 @@ def test_damage_to_a_finished_run_is_noticed_and_repaired(tmp_path, file, how):
         assert not is_finished(run)
     run.start("a: 1\n", RECORD)
     assert json.loads((run.path / "run.json").read_bytes())["status"] == "running"
-    assert not ScoreFolder(run.path, SCORING).is_finished()
+    assert not ScoreFolder(run.path, SCORING).is_finished("c0de")
     missing = run.missing(["x"])
     assert missing == ([] if file == "config.yaml" else ["x"])
     for item in missing:
@@ -166,12 +167,12 @@ def test_damage_to_scores_is_noticed_and_is_no_damage_to_the_run(tmp_path, file,
     scores = ScoreFolder(run.path, SCORING)
     whole = contents(run.path)
     damage(scores.path / file, how)
-    assert not scores.is_finished()
+    assert not scores.is_finished("c0de")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert is_finished(run)
     scores.write(SCORED, "c0de")
-    assert scores.is_finished()
+    assert scores.is_finished("c0de")
     assert contents(run.path) == whole
 
 
@@ -180,7 +181,7 @@ def test_json_that_is_no_scores(tmp_path, content):
     scores = ScoreFolder(tmp_path, SCORING)
     scores.write(SCORED, "c0de")
     (scores.path / "metrics.json").write_text(content)
-    assert not scores.is_finished()
+    assert not scores.is_finished("c0de")
 
 
 @pytest.mark.parametrize("rows", [False, True])

@@ -60,7 +60,8 @@ def run_one(cfg: DictConfig) -> tuple[Path, str]:
         write_json(OmegaConf.to_container(cfg.paper), context.task_folder / "paper.json")
         write_json(OmegaConf.to_container(cfg.claims), context.task_folder / "claims.json")
         write_tables(context.task_folder)
-        loggers.log(run.path, scores.path, logger)
+        if (scores.path / "metrics.json").exists():  # else there is a sentence why not
+            loggers.log(run.path, scores.path, logger)
     return context.task_folder, str(items.record["digest"])
 
 

@@ -172,11 +172,12 @@ class ScoreFolder:
         self.identity, self.protocol = dict(identity), identity["protocol"]["name"]
         self.path = run / "scores" / f"{self.protocol.replace('/', '-')}-{hash_of(self.identity)}"
 
-    def is_finished(self) -> bool:
-        """Whether the numbers are there, and their files are as they were written."""
+    def is_finished(self, code: str) -> bool:
+        """Whether the numbers are there, made by this code, and their files are as they were written."""
         try:
             record = json.loads((self.path / "metrics.json").read_bytes())
-            return record["schema"] == SCHEMA and not changed_files(self.path, record["files"])
+            alike = (record["schema"], record["code"]) == (SCHEMA, code)
+            return alike and not changed_files(self.path, record["files"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
 

@@ -49,7 +49,7 @@ def complete(
             **about,
         }
         made = run.is_finished(items.ids, record, cfg.allow_code_change)
-        return record, made, made and scores.is_finished()
+        return record, made, made and scores.is_finished(record["code"])
 
     record, made, scored = distributed.from_first(state)
     if made and cfg.profile:
