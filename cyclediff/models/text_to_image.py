@@ -64,7 +64,7 @@ class TextModel:
         """
         require_known(dtype)
         for part in (self.unet, self.vae, self.text_encoder):
-            part.to(DTYPES[dtype])
+            nn.Module.to(part, DTYPES[dtype])  # diffusers' own `to` prints a remark about modules that it has none of
         network = caller(self.unet, DTYPES[dtype], layout_for(self.unet.device))
         return replace(self, network=network, network_id=_new_id(), _embedded={})
 

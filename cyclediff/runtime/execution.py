@@ -30,6 +30,11 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device {name} is not available here; choose auto or cpu") from error
 
 
+def noise_device(cfg: DictConfig, device: torch.device) -> torch.device:
+    """Where noise is drawn, if networks run on `device`."""
+    return device if cfg.noise.device == device.type else pick_device(cfg.noise.device)
+
+
 def execution_of(cfg: DictConfig, run: Run, study: Study, device: torch.device, results: int) -> Execution:
     """The execution of a run. A batch size of auto is an earlier start's, or a remembered one, or it is measured.
 
@@ -44,8 +49,7 @@ def execution_of(cfg: DictConfig, run: Run, study: Study, device: torch.device, 
     if size == "auto":
         size = distributed.from_first(lambda: run.noted("batch_size") or _measured(cfg, study, device, results))
     trace = run.path / ("trace.json.gz" if distributed.is_first() else f"trace-{distributed.rank()}.json.gz")
-    noise_device = device if cfg.noise.device == device.type else pick_device(cfg.noise.device)
-    return Execution(cfg.seed, size, device, noise_device, trace if cfg.profile else None)
+    return Execution(cfg.seed, size, device, noise_device(cfg, device), trace if cfg.profile else None)
 
 
 def remember_smaller(cfg: DictConfig, study: Study, execution: Execution, held: int) -> None:

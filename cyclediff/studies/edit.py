@@ -109,6 +109,9 @@ class Edit:
             self.ranking = load_network(node, path=scoring.clip_path(node), device=str(device))
             self.scores = candidate_scores(self.ranking, self.sources.source.path, device)
         self.protocol(device)
+        self.decibels = None
+        if self.cfg.task.model.dtype != "float32":  # before the batch size and the time are measured
+            self.decibels = self._cast_within_bound(self.cfg.task.model.dtype)
 
     def protocol(self, device: "torch.device") -> Any:
         """The protocol with its networks, loaded once."""
@@ -135,7 +138,7 @@ class Edit:
         return f"{Path(node.path).stem}, {self.cfg.protocol.size} pixels, {precision_mode([node]) or 'float32'}"
 
     def begin(self, execution: Execution, missing: int) -> Mapping[str, Any]:
-        """Print an estimate of the time, ask where it is long, and measure what 16 bits change."""
+        """Print an estimate of the time, and ask where it is long."""
         from cyclediff.models.checkpoint import carries_mark
         from cyclediff.studies.candidates import count_rows
         from cyclediff.studies.editing import require_patience
@@ -155,12 +158,7 @@ class Edit:
             },
             "network_rows_per_image": rows,
         }
-        dtype = self.cfg.task.model.dtype
-        if dtype != "float32" and missing:
-            notes["psnr_to_float32"] = self._cast_within_bound(dtype, execution)
-        elif dtype != "float32":
-            self.model = self.model.cast(dtype)
-        return notes
+        return notes if self.decibels is None else notes | {"psnr_to_float32": self.decibels}
 
     def read(self, ids: Sequence[str]) -> "Tensor":
         """Source images, uint8 (n, 3, h, w)."""
@@ -207,12 +205,14 @@ class Edit:
         more = {"revision": found.commit} if found.commit else {}
         return load_network(self.cfg.task.model, path=str(found.path), device=str(self.device), dtype="float32", **more)
 
-    def _cast_within_bound(self, dtype: str, execution: Execution) -> float:
+    def _cast_within_bound(self, dtype: str) -> float:
         """Make some images in float32, cast the model, and make them again: one network is in memory at a time."""
+        from cyclediff.runtime.execution import noise_device
         from cyclediff.runtime.precision import IMAGES, require_precision
         from cyclediff.studies.editing import first_candidates
 
         ids, shared = self.sources.source.ids[:IMAGES], self.cfg.selection.shared_encoding
+        execution = Execution(self.cfg.seed, IMAGES, self.device, noise_device(self.cfg, self.device))
 
         def sample(exactly: bool) -> "Tensor":
             if not exactly:
