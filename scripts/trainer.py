@@ -39,7 +39,7 @@ def optimise(
         decay: of the exponential moving average of the parameters.
 
     Returns:
-        The averaged network, and what goes on its card.
+        The averaged network, and what its card says of the training.
 
     Raises:
         SystemExit: if the checkpoint belongs to a training whose learning rate is another by now.

@@ -1,8 +1,9 @@
 """The images of a run, prepared on disk: what the task's data and the protocol's size and filter make of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -10,6 +11,10 @@ from cyclediff.data.assets import locate
 from cyclediff.data.edit_lists import prepare_edits, read_edit_list
 from cyclediff.data.folders import Expected, Folder, check_dataset, prepare_photos, raw_folder
 from cyclediff.pets.folders import PETS, prepare_pet_edits, prepare_pets
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,13 @@ class Sources:
     dataset: str | None
     missing: tuple[str, ...] = ()
     found: int | None = None
+
+    def read(self, ids: Sequence[str], device: "torch.device") -> "Tensor":
+        """Source images, uint8 (n, 3, h, w), on the CPU; in pinned memory if they are for a GPU."""
+        from cyclediff.data.images import read_batch
+
+        images = read_batch([self.source.path / f"{i}.png" for i in ids])
+        return images.pin_memory() if device.type == "cuda" else images
 
     def record(self) -> dict[str, str | int | list[str] | None]:
         """For run.json."""

@@ -173,10 +173,7 @@ class Translate:
 
     def read(self, ids: Sequence[str]) -> "Tensor":
         """Source images, uint8 (n, 3, h, w)."""
-        from cyclediff.data.images import read_batch
-
-        images = read_batch([self.sources.source.path / f"{i}.png" for i in ids])
-        return images.pin_memory() if self.device.type == "cuda" else images
+        return self.sources.read(ids, self.device)
 
     def make(
         self, ids: Sequence[str], inputs: "Tensor", size: int, execution: Execution, meter: "Meter"
