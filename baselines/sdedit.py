@@ -25,6 +25,7 @@ class SDEdit:
         repeats: how often the result is noised and denoised again (the official sample_step).
         variance: DDPM's fixed variance, "small" or "large"; or "none" for DDIM without noise.
         spacing: "uniform" for pixel space, "latent" for latent diffusion (see `sampling_path`).
+        mask: bool (1, h, w) for all images, True where the source is kept (section 4.2); for pixel-space models.
         attention: cross-attention control, for text-to-image models: the attention follows that of a second SDEdit with
             the same noise, under the source prompt.
         name: the stem of its file in conf/method.
@@ -35,6 +36,7 @@ class SDEdit:
     repeats: int = 1
     variance: Variance = "small"
     spacing: Spacing = "uniform"
+    mask: Tensor | None = None
     attention: Control | None = None
     name: str = "sdedit"
     starts_at = "t0"
@@ -66,12 +68,21 @@ class SDEdit:
     def __call__(self, x0: Tensor, source: Denoiser | None, target: Denoiser, noise: NoiseSource) -> Tensor:
         """Translate x0 (n, c, h, w)."""
         timesteps, end = sampling_path(target.alpha_bar, self.T, self.spacing)
+        mask = None if self.mask is None else self.mask.to(x0.device)
+        if mask is not None and mask.shape[-2:] != x0.shape[-2:]:
+            height, width = mask.shape[-2:]
+            raise ValueError(
+                f"the mask is for images of {height}×{width} and x0 has {x0.shape[-2]}×{x0.shape[-1]}; masks are for "
+                "pixel-space models"
+            )
+        x = guide = x0
         for _ in range(self.repeats):
             if self.attention and source is not None:
-                x0 = self._controlled(x0, source, target, timesteps[-self.t0 :], end, noise)
+                x = self._controlled(guide, source, target, timesteps[-self.t0 :], end, noise)
             else:
-                x0 = sdedit(x0, target, timesteps[-self.t0 :], noise, self.variance, end=end)
-        return x0
+                x = sdedit(guide, target, timesteps[-self.t0 :], noise, self.variance, mask, end)
+            guide = x if mask is None else torch.where(mask, x0, x)
+        return x
 
     def _controlled(
         self, x0: Tensor, source: Denoiser, target: Denoiser, timesteps: Tensor, end: float, noise: NoiseSource

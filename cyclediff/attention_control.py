@@ -14,7 +14,7 @@ With `base` and `own` the maps of the source and of the target row, a mapper P, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,15 +23,17 @@ from torch import Tensor
 
 from cyclediff.diffusion.prompt import Prompt
 from cyclediff.prompt_alignment import (
+    DEFAULT,
     Bounds,
+    Mode,
     equalizer,
-    refinement_mapper,
-    replacement_mapper,
+    mixing,
+    require_weights,
+    require_words,
     window,
     window_alphas,
 )
 
-Mode = Literal["replace", "refine", "auto"]
 RowNumbers = Tensor | Sequence[int]
 
 
@@ -41,11 +43,11 @@ class AttentionControl:
 
     Args:
         cross: part of the steps with edited cross attention (cross_replace_steps in the official code): b for [0, b],
-            or [a, b]; or such a window for each of some words of the target, see `window_alphas`.
+            or [a, b]; or such a window for each of some words of the target, see `window_alphas` and `positions_of`.
         self_attention: part of the steps at which self-attention maps are the source's (self_replace_steps).
         mode: "replace" swaps words; "refine" keeps the maps of the tokens that both prompts have; "auto" is "replace"
             where the prompts have equal numbers of words, else "refine".
-        weights: factors of the maps of words of the target.
+        weights: factors of the maps of words of the target; named as in `positions_of`; a number is a word.
         max_queries: self attention is only replaced in layers with at most this many positions; officially 16².
     """
 
@@ -62,8 +64,19 @@ class AttentionControl:
         window(self.self_attention, "self_attention")
         if self.mode not in ("replace", "refine", "auto"):
             raise ValueError(f"mode must be replace, refine or auto; got {self.mode!r}")
+        require_weights(self.weights or {})
         if self.max_queries < 0:
             raise ValueError(f"max_queries must be at least 0; got {self.max_queries}")
+
+    def require_words(self, targets: Sequence[str]) -> None:
+        """Require that each word of `weights` and `cross` is in at least one of the target texts of a run.
+
+        Raises:
+            ValueError: if one is in none of them, where it would do nothing; the sentence lists the texts' words.
+        """
+        windows = self.cross if isinstance(self.cross, Mapping) else {}
+        require_words("weights", self.weights or {}, targets)
+        require_words("cross", [word for word in windows if word != DEFAULT], targets)
 
     def plan(self, sources: Sequence[Prompt], targets: Sequence[Prompt], length: int, num_steps: int) -> "ControlPlan":
         """Make the tables of each pair of a source and a target prompt.
@@ -90,16 +103,6 @@ class AttentionControl:
             self_steps=range(int(num_steps * low), int(num_steps * high)),
             max_queries=self.max_queries,
         )
-
-
-def mixing(source: Prompt, target: Prompt, mode: Mode, length: int) -> tuple[Tensor, Tensor]:
-    """(P, keep), float (length, length) and (length,): how much of each source token and of itself a token takes."""
-    if mode == "replace" or (mode == "auto" and len(source.words) == len(target.words)):
-        return replacement_mapper(source, target, length), torch.zeros(length)
-    partners, alphas = refinement_mapper(source, target, length)
-    mapper = torch.zeros(length, length)
-    mapper[partners, torch.arange(length)] = alphas  # no partner is -1, the last row, with alpha 0
-    return mapper, 1 - alphas
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,6 +41,7 @@ class CycleDiffusion:
         T_es: how many of them, from the clean end, are encoded: "early stop", section 4.1 (es_steps).
         eta: stochasticity of DDIM, positive; 1 is DDPM.
         refine_steps: timesteps of the final noising and denoising by the target model at eta 1; 0 for none.
+        refine_iterations: how often that is done (refine_iterations of the official code).
         raw_index_start: start at training timestep T_es - 1 (and refine from refine_steps - 1), as the official code
             does. False starts at the T_es-th of the T timesteps, as the paper says. The two are equal where T is the
             number of training timesteps, as in every published configuration.
@@ -53,6 +54,7 @@ class CycleDiffusion:
     T_es: int
     eta: float
     refine_steps: int = 0
+    refine_iterations: int = 1
     raw_index_start: bool = False
     spacing: Spacing = "uniform"
     attention: Control | None = None
@@ -68,6 +70,8 @@ class CycleDiffusion:
             raise ValueError(f"T_es must be between 1 and T = {self.T}; got {self.T_es}")
         if not 0 <= self.refine_steps < self.T:
             raise ValueError(f"refine_steps must be between 0 and T - 1 = {self.T - 1}; got {self.refine_steps}")
+        if self.refine_iterations < 1:
+            raise ValueError(f"refine_iterations must be 1 or more; got {self.refine_iterations}, try refine_steps=0")
 
     @property
     def conditions(self) -> frozenset[str]:
@@ -90,7 +94,7 @@ class CycleDiffusion:
         plan = plan_control(self.attention, source, target, self.T_es)
         encoded = timesteps[-self.T_es :]
         x = cyclediffusion(x0, source, target, encoded, self.eta, noise, self._start(self.T_es), end, plan)
-        if self.refine_steps:
+        for _ in range(self.refine_iterations if self.refine_steps else 0):
             x = refine(x, target, timesteps[-self.refine_steps :], noise, self._start(self.refine_steps), end)
         return x
 

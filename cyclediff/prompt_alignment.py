@@ -4,47 +4,93 @@ The tables equal those of the official code (google/prompt-to-prompt, seq_aligne
 differs from the paper: see `replacement_mapper`. `length` is the number of token positions that the network sees (77
 for Stable Diffusion). Positions count the start token as 0.
 
-There are two differences from the official code. Words are separated by any number of blanks, as in tokenizers; the
-official code splits at each single blank and then counts empty words. A "#" counts as a character; the official code
-drops it (it marks word pieces in another tokenizer) and then gives the next word's first token to the word with "#".
+There are three differences from the official code. Words are separated by any number of blanks, as in tokenizers; the
+official code splits at each single blank and then counts empty words. The tokenizer says which letters a token stands
+for; the official code counts the characters of decoded tokens, and so gives tokens to a wrong word after a "#" and
+after letters of several tokens. A word is named without looking at case and at punctuation around it, so that "dog" is
+in "a dog, a cat"; there the official code finds no "dog" without a word.
 """
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import permutations
+from math import isfinite
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from cyclediff.diffusion.prompt import Prompt
+from cyclediff.diffusion.prompt import Prompt, bare, is_named
 
 Bounds = float | Sequence[float]
+Mode = Literal["replace", "refine", "auto"]
 DEFAULT = "default_"
+LISTED = 40  # words in a message
 
 
-def word_positions(prompt: Prompt, word: str | int) -> list[int]:
-    """Positions of the tokens of a word, empty if the prompt does not have it (get_word_inds).
-
-    Args:
-        prompt: where to look.
-        word: the index of a word, or a word: then of all words exactly equal, case and punctuation included.
-    """
-    wanted = {word} if isinstance(word, int) else {i for i, other in enumerate(prompt.words) if other == word}
-    return [position for position, owner in enumerate(_owners(prompt), start=1) if owner in wanted]
+def word_positions(prompt: Prompt, word: int) -> list[int]:
+    """Positions of the tokens of the word with this index (get_word_inds); empty if the tokenizer cut it off."""
+    return [position for position, owner in enumerate(_owners(prompt), start=1) if owner == word]
 
 
 def _owners(prompt: Prompt) -> list[int]:
-    """Index of the word that each token between start and end belongs to: a word ends with its number of characters.
+    """Index of the word that each token between start and end begins in."""
+    begins = [begin for begin, _ in prompt.word_spans]
+    return [bisect_right(begins, begin) - 1 for begin, _ in prompt.spans[1:-1]]
 
-    A letter of several tokens counts as several characters, so a word may end a token early, as in the official code.
-    Tokens after the last word belong to the last word; the official code fails there.
+
+def positions_of(prompt: Prompt, name: str) -> list[int]:
+    """Positions of the tokens of all words that a name means (`is_named`), empty if there is none.
+
+    Of a word with punctuation around it they are the word's own ("dog" in "dog,"), unless the name has it, too.
     """
-    lengths = [len(word) for word in prompt.words]
-    owners, index, seen = [], 0, 0
-    for piece in prompt.pieces[1:-1]:
-        owners.append(index)
-        seen += len(piece)
-        if seen >= lengths[index] and index + 1 < len(lengths):
-            index, seen = index + 1, 0
-    return owners
+    found = []
+    for word, (begin, end) in zip(prompt.words, prompt.word_spans, strict=True):
+        if is_named(word, name):
+            if bare(name) == name:
+                begin += word.index(bare(word))
+                end = begin + len(bare(word))
+            tokens = enumerate(prompt.spans[1:-1], start=1)
+            found += [position for position, span in tokens if span[0] < end and begin < span[1]]
+    return found
+
+
+def require_words(setting: str, names: Iterable[object], texts: Sequence[str]) -> None:
+    """Require that each name means a word (`is_named`) of at least one text.
+
+    Args:
+        setting: where the names are, for the sentence.
+        names: a number is meant as a word, as in "2 dogs".
+        texts: the target texts of a run.
+
+    Raises:
+        ValueError: if one means none; the sentence lists the texts' words, or those that are most like it.
+    """
+    words = list(dict.fromkeys(word for text in texts for word in text.split()))
+    for name in map(str, names):
+        if not any(is_named(word, name) for word in words):
+            known = list(dict.fromkeys(bare(word) for word in words))
+            near = known if len(known) <= LISTED else get_close_matches(name, known, LISTED, cutoff=0)
+            raise ValueError(
+                f"{setting} names {name!r}, which is no word of "
+                f"{'the target text' if len(texts) == 1 else f'any of the {len(texts)} target texts'}; choose one of "
+                f"{', '.join(near)}{', …' if len(near) < len(known) else ''}"
+            )
+
+
+def require_weights(weights: Mapping[Any, float]) -> None:
+    """Require that weights are finite numbers, one for a word.
+
+    Raises:
+        ValueError: if one is anything else, or two names mean one word.
+    """
+    for word, weight in weights.items():
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not isfinite(weight):
+            raise ValueError(f"weights[{str(word)!r}] must be a finite number; got {weight!r}")
+    for one, other in permutations(map(str, weights), 2):
+        if is_named(one, other):
+            raise ValueError(f"weights must name a word once; got {one!r} and {other!r}, which mean the same word")
 
 
 def replacement_mapper(source: Prompt, target: Prompt, length: int) -> Tensor:
@@ -127,11 +173,22 @@ def _partners(source: Sequence[int], target: Sequence[int]) -> list[int]:
     return partners
 
 
-def equalizer(prompt: Prompt, weights: Mapping[str, float], length: int) -> Tensor:
+def mixing(source: Prompt, target: Prompt, mode: Mode, length: int) -> tuple[Tensor, Tensor]:
+    """(P, keep), float (length, length) and (length,): how much of each source token and of itself a token takes."""
+    if mode == "replace" or (mode == "auto" and len(source.words) == len(target.words)):
+        return replacement_mapper(source, target, length), torch.zeros(length)
+    partners, alphas = refinement_mapper(source, target, length)
+    mapper = torch.zeros(length, length)
+    mapper[partners, torch.arange(length)] = alphas  # no partner is -1, the last row, with alpha 0
+    return mapper, 1 - alphas
+
+
+def equalizer(prompt: Prompt, weights: Mapping[Any, float], length: int) -> Tensor:
     """The factor of each token's attention map, float (length,): 1 but for the words in `weights`.
 
-    "Attention re-weighting", get_equalizer as in the null-text notebook. A word that the prompt does not have is
-    ignored. A negative weight turns a word into its opposite.
+    "Attention re-weighting", get_equalizer as in the null-text notebook. Words are found by `positions_of`; one that
+    the prompt does not have is ignored, see `AttentionControl.require_words`. A number is meant as a word. A negative
+    weight turns a word into its opposite.
 
     Raises:
         ValueError: if the prompt has more tokens than `length`.
@@ -139,7 +196,7 @@ def equalizer(prompt: Prompt, weights: Mapping[str, float], length: int) -> Tens
     _check_length(prompt, length)
     values = torch.ones(length)
     for word, weight in weights.items():
-        values[word_positions(prompt, word)] = weight
+        values[positions_of(prompt, str(word))] = weight
     return values
 
 
@@ -165,8 +222,8 @@ def window_alphas(prompt: Prompt, bounds: Bounds | Mapping[str, Bounds], num_ste
     Args:
         prompt: the target prompt.
         bounds: one window for all tokens; or a window for each of some words (the last wins where they overlap), and
-            under "default_" for all other tokens (the whole run if it is missing). Words that the prompt does not have
-            are ignored.
+            under "default_" for all other tokens (the whole run if it is missing). Words are found by `positions_of`;
+            those that the prompt does not have are ignored, see `AttentionControl.require_words`.
         num_steps: of the sampler.
         length: number of token positions.
 
@@ -178,7 +235,7 @@ def window_alphas(prompt: Prompt, bounds: Bounds | Mapping[str, Bounds], num_ste
     alphas = torch.zeros(num_steps + 1, length)
     alphas[_steps(windows.pop(DEFAULT, 1.0), num_steps)] = 1
     for word, part in windows.items():
-        positions = word_positions(prompt, word)
+        positions = positions_of(prompt, str(word))
         alphas[:, positions] = 0
         alphas[_steps(part, num_steps), positions] = 1
     return alphas

@@ -39,12 +39,19 @@ def read_edits(folder: Path) -> dict[str, Edit]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            names, rows = reader.fieldnames or (), [{name: row.get(name) or "" for name in COLUMNS} for row in reader]
+            names, rows = reader.fieldnames or (), []
+            missing = [name for name in COLUMNS if name not in names]
+            if missing:
+                raise ValueError(f"{path} has no column {', '.join(missing)}; its columns must be {', '.join(COLUMNS)}")
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: a row has a cell for each of the {len(names)} columns; put a "
+                        'text that has commas in "quotes"'
+                    )
+                rows.append({name: row.get(name) or "" for name in COLUMNS})
     except (csv.Error, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no readable CSV in UTF-8 ({error}); prepare the folder again") from error
-    missing = [name for name in COLUMNS if name not in names]
-    if missing:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; its columns must be {', '.join(COLUMNS)}")
     return {
         row["id"]: Edit(
             row["source"], row["target"], row["category"], _inside(folder, row["mask"]) if row["mask"] else None

@@ -13,17 +13,18 @@ from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from eval import ranks
-from eval.edits import EDITS, read_edits
+from eval import ranks, terminal
+from eval.edits import EDITS, Edit, read_edits
 from eval.files import list_images
+from eval.metrics.clip import ClipScorer
 from eval.metrics.distances import distances, reference_features
+from eval.metrics.editing import warn_without_direction, without_direction
 from eval.metrics.features import file_digest
 from eval.metrics.measure import columns, joined, measure
-from eval.metrics.pictures import Pairing, pair
+from eval.metrics.pictures import Pairing, pair, spelled_like
 from eval.metrics.statistics import interval, mean_replicates, resamples
 from eval.protocols import RECIPES, Protocol, load_protocol
 from eval.records import SCHEMA, MetricRecord, ScoresRecord, write_scores
@@ -79,10 +80,12 @@ def evaluate(
     if protocol.clip:  # kept features of texts come from other batches, and their last digits depend on that
         protocol = replace(protocol, clip=replace(protocol.clip, known={}))
     folders, pairing = pair(generated, source, ground_truth)
-    edits = read_edits(source)
+    edits = spelled_like(read_edits(source), folders.source)
     without = [stem for stem in pairing.stems if stem not in edits]
     if edits and without:
         raise ValueError(f"{source / EDITS} has no line for {len(without)} images ({without[0]}, …); add them")
+    if edits and protocol.clip:
+        _read_texts({stem: edits[stem] for stem in pairing.stems}, protocol.clip)
     wanted = columns([edits[stem] for stem in pairing.stems if edits], ground_truth is not None, protocol)
     target = None
     if protocol.features is not None and reference is not None:  # before the slow part: it may be missing
@@ -104,6 +107,17 @@ def evaluate(
     known = {key: [None if x != x else x for x in value.tolist()] for key, value in found.values.items()}  # x != x: NaN
     rows = {stem: {key: value[i] for key, value in known.items()} for i, stem in enumerate(found.stems)}
     return Scores(metrics, rows, replicates, pairing, found.unreadable, _random_networks(protocol, metrics))
+
+
+def _read_texts(edits: dict[str, Edit], clip: ClipScorer) -> None:
+    """Encode all texts together, so that each has the same features in all processes; warn of what CLIP cannot read."""
+    clip.texts([text for edit in edits.values() for text in (edit.source, edit.target)])
+    if ranks.rank() == 0:
+        clip.warn_of_cut(text for edit in edits.values() for text in (edit.source, edit.target))
+        same = without_direction(edits, clip)
+        none = len(same) == len(edits)
+        what_follows = "so there is no mean of it" if none else "they are left out of its mean"
+        warn_without_direction(same, len(edits), what_follows)
 
 
 def _mean(values: Tensor, counts: Tensor) -> tuple[dict[str, Any], list[float]]:
@@ -140,6 +154,7 @@ def save_scores(scores: Scores, protocol: Protocol, folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score folders as the command line says; print a table, and write files if asked."""
+    terminal.adapt_output()
     parser = argparse.ArgumentParser("python -m eval.evaluate", description=__doc__)
     parser.add_argument("--generated", type=Path, required=True, help="folder of results, PNGs")
     parser.add_argument("--source", type=Path, required=True, help="folder of what they were made from, by equal stems")
@@ -151,6 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help="folder of Inception's file")
     parser.add_argument("--weights", type=Path, help="the features' file, if not there under its published name")
     parser.add_argument("--clip", help="file, folder or hub id of CLIP")
+    parser.add_argument(
+        "--clip-model", help="open_clip's name of the architecture of --clip FILE: ViT-B-32-quickgelu, …"
+    )
     parser.add_argument("--kid-subset", type=int, help="images in each of 100 subsets, for KID by subsets, too")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/cyclediff"), help="of reference features")
     parser.add_argument("--output", type=Path, help="folder for metrics.json, per_image.csv and bootstrap.csv")
@@ -158,12 +176,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     ranks.start()
+    if ranks.rank():
+        warnings.simplefilter("ignore")  # the first process has the same
     try:
         if options.ground_truth and not options.ground_truth.is_dir():
             raise ValueError(f"{options.ground_truth} is not a folder; give the folder of the true results")
         protocol = load_protocol(
             options.protocol, options.reference and _name(options.reference), options.checkpoints, options.device,
-            options.weights, options.clip,
+            options.weights, options.clip, options.clip_model,
         )  # fmt: skip
         protocol = replace(protocol, kid_subset=options.kid_subset)
         folders = options.generated, options.source, options.reference, options.ground_truth
@@ -185,8 +205,7 @@ def _name(reference: Path) -> str:
 
 
 def _print(scores: Scores, protocol: Protocol, generated: Path) -> None:
-    console = Console()
-    console = console if console.is_terminal else Console(width=150)
+    console = terminal.console()
     table = Table(title=f"{generated}: {len(scores.rows)} images, protocol {protocol.name}", box=box.SIMPLE_HEAD)
     table.title_justify = "left"
     for header in ("metric", "value", "95 % interval", "images"):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.metrics.clip import ClipScorer, open_clip_scorer
+from eval.metrics.clip import ClipScorer, is_described, is_openai, open_clip_scorer
 from eval.metrics.features import Extractor
 from eval.metrics.inception import CLEAN_FID, PYTORCH_FID, clean_fid, pytorch_fid
 from eval.metrics.lpips import Lpips, lpips_network
@@ -58,7 +58,7 @@ class Recipe:
         features: (path, device) → extractor.
         weights: the features' file, by its published name or in the project.
         judge: as in `Protocol`.
-        clip: where open_clip finds the network, and its name there.
+        clip: where open_clip finds the network, and its name there; None for a folder, which says it itself.
         infinity: as in `Protocol`.
         lpips: file of LPIPS' network.
     """
@@ -70,7 +70,7 @@ class Recipe:
     features: Callable[..., Extractor] | None = None
     weights: str | Path = ""
     judge: Path | None = None
-    clip: tuple[str, str] | None = None
+    clip: tuple[str, str | None] | None = None
     infinity: bool = False
     lpips: str | None = None
 
@@ -79,10 +79,10 @@ RECIPES = {
     "cyclediffusion": Recipe("cyclediffusion/1", 256, "bilinear", True, clean_fid, CLEAN_FID, infinity=True),
     "egsde": Recipe("egsde/1", 256, "bicubic", False, pytorch_fid, PYTORCH_FID, infinity=True),
     "pets": Recipe("pets/1", 64, "bilinear", True, pets_judge, JUDGE, JUDGE),
-    "pets_edit": Recipe("pets_edit/1", 64, "bilinear", judge=JUDGE, clip=(str(PETS / "clip"), "ViT-B-32-quickgelu")),
-    "zero_shot": Recipe("zero_shot/1", None, "bilinear", clip=("openai", "ViT-B-32-quickgelu")),
+    "pets_edit": Recipe("pets_edit/1", 64, "bilinear", judge=JUDGE, clip=(str(PETS / "clip"), None)),
+    "zero_shot": Recipe("zero_shot/2", None, "bilinear", clip=("openai", "ViT-B-32-quickgelu")),
     "pie_bench": Recipe(
-        "pie_bench/1", None, "bilinear", clip=("openai", "ViT-L-14-quickgelu"), lpips=SQUEEZENET
+        "pie_bench/2", None, "bilinear", clip=("openai", "ViT-L-14-quickgelu"), lpips=SQUEEZENET
     ),
 }  # fmt: skip
 
@@ -94,6 +94,7 @@ def load_protocol(
     device: str = "cpu",
     weights: Path | None = None,
     clip: str | None = None,
+    clip_model: str | None = None,
 ) -> Protocol:
     """A named protocol with its networks.
 
@@ -104,9 +105,10 @@ def load_protocol(
         device: where networks run.
         weights: the features' file, if not there.
         clip: file, folder or hub id of CLIP, if not the recipe's.
+        clip_model: open_clip's name of the architecture of a file of CLIP. OpenAI's own files have the recipe's.
 
     Raises:
-        ValueError: if there is no such protocol, or a file is missing or wrong.
+        ValueError: if there is no such protocol, a file is missing or wrong, or it is not known which network it is.
     """
     if name not in RECIPES:
         raise ValueError(f"there is no protocol {name}; choose one of {', '.join(RECIPES)}")
@@ -114,11 +116,23 @@ def load_protocol(
     features = None
     if recipe.features is not None and reference is not None:
         features = recipe.features(str(weights or checkpoints / recipe.weights), device=device)
-    scorer = recipe.clip and open_clip_scorer(clip or recipe.clip[0], recipe.clip[1], device)
     return Protocol(
-        recipe.name, recipe.size, recipe.resize, features, reference or "", recipe.judge, scorer or None,
+        recipe.name, recipe.size, recipe.resize, features, reference or "", recipe.judge,
+        _clip(recipe, clip, clip_model, device),
         recipe.reference_resize, recipe.infinity, _lpips(recipe, checkpoints, device),
     )  # fmt: skip
+
+
+def _clip(recipe: Recipe, path: str | None, model: str | None, device: str) -> ClipScorer | None:
+    """The network that scores texts, where the protocol has it."""
+    if recipe.clip is None:
+        if path or model:
+            raise ValueError(f"protocol {recipe.name} scores no texts; leave out --clip and --clip-model")
+        return None
+    path = path or recipe.clip[0]
+    if model and is_described(path):
+        raise ValueError(f"{path} has a configuration that says which network it is; leave out --clip-model {model}")
+    return open_clip_scorer(path, model or (recipe.clip[1] if is_openai(path) else None), device)
 
 
 def _lpips(recipe: Recipe, checkpoints: Path, device: str) -> Lpips | None:

@@ -21,7 +21,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from rich.table import Table
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 from cyclediff.attention_control import install
 from cyclediff.cyclediffusion import CycleDiffusion
@@ -49,7 +53,7 @@ def tiny() -> tuple[Any, TextModel]:
         "unet": UNet2DConditionModel.from_pretrained(WEIGHTS / "unet", torch_dtype=torch.float32),
         "vae": AutoencoderKL.from_pretrained(WEIGHTS / "vae", torch_dtype=torch.float32),
         "text_encoder": CLIPTextModel.from_pretrained(WEIGHTS / "text_encoder", torch_dtype=torch.float32),
-        "tokenizer": CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer"),
+        "tokenizer": CLIPTokenizerFast.from_pretrained(WEIGHTS / "tokenizer"),
         "scheduler": DDIMScheduler.from_pretrained(WEIGHTS / "scheduler"),
     }
     return _pipeline(parts), load_text_to_image(str(WEIGHTS))
@@ -59,7 +63,7 @@ def sd_sized() -> tuple[Any, TextModel]:
     """Stable Diffusion 1.4's UNet with random weights in both forms, and a narrow text encoder."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**SD14).eval().requires_grad_(False)
-    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer", model_max_length=77)
+    tokenizer = CLIPTokenizerFast.from_pretrained(WEIGHTS / "tokenizer", model_max_length=77)
     size = len(tokenizer)
     text = CLIPTextModel(CLIPTextConfig(vocab_size=size, hidden_size=768, num_hidden_layers=1, eos_token_id=size - 1))
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae", torch_dtype=torch.float32)

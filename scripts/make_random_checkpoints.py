@@ -23,12 +23,16 @@ from cyclediff.data.assets import catalogue
 from cyclediff.models import adm, ddpm
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
+from eval import terminal
 from eval.random_mark import MARK
 
 ROOT = Path(__file__).parents[1]
 FLAT = ("qkv", "qkv_proj", "proj_out", "c_proj")  # 1-D convolutions in guided-diffusion
 FEATURES = 2048
-NOT_SHAPES = ("_convert_", "path", "ema", "attention_order", "dtype", "compile_mode")  # settings that change no shape
+NOT_SHAPES = (  # settings that change no shape
+    "_convert_", "path", "ema", "state_dict", "attention_order", "schedule", "num_train_timesteps", "dtype",
+    "compile_mode",
+)  # fmt: skip
 
 
 def shapes(name: str) -> dict[str, tuple[int, ...]]:
@@ -145,6 +149,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 
 def main() -> None:
     """Parse the command line and write."""
+    terminal.adapt_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", help="experiments, or published file names")
     parser.add_argument("--checkpoints", type=Path, default=Path("outputs/random"), help="folder to write to")

@@ -25,7 +25,7 @@ class FakeStudy(Translate):
     def __init__(self, source, network):
         self.sources, self.device = Sources(source, None, None, None), CPU
         self.method = SDEdit(T=10, t0=4)
-        self.models = {"target": PixelModel(EpsDenoiser(network, ALPHA_BAR), 16)}
+        self.models = {"target": PixelModel(EpsDenoiser(network, ALPHA_BAR), 16, 1)}
 
 
 def begun(folder, study, rank=0):

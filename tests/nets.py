@@ -9,7 +9,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import EpsDenoiser, LearnedVarianceDenoiser
-from cyclediff.diffusion.prompt import Prompt
 from cyclediff.diffusion.schedule import alpha_bar_from_betas
 from cyclediff.models import adm, ddpm
 from cyclediff.models.classifier import DomainClassifier
@@ -46,30 +45,6 @@ def cases(name: str) -> dict[str, dict]:
 @cache
 def golden_json(name: str) -> dict:
     return json.loads((GOLDEN / f"{name}.json").read_text())
-
-
-def golden_prompt(text: str) -> Prompt:
-    """A prompt of words that the golden prompts have, as CLIP's tokenizer splits it."""
-    tokens = [("<start_of_text>", 49406), *(token for word in text.split() for token in _tokens()[word])]
-    pieces, ids = zip(*tokens, ("<end_of_text>", 49407), strict=True)
-    return Prompt(text, ids, pieces)
-
-
-@cache
-def _tokens() -> dict[str, list[tuple[str, int]]]:
-    """Word → its pieces and their ids, from the golden prompts that lose no letter in their pieces."""
-    alignment = golden_json("p2p_alignment")
-    found = {"tiger": [("tiger", 0)], "rug": [("rug", 1)]}  # one token each, in golden prompts stored without tokens
-    records = [prompt for record in alignment["replacement"] for prompt in (record["source"], record["target"])]
-    records += [prompt for record in alignment["refinement"] for prompt in (record["source"], record["target"])]
-    records += [record["tokens"] for kind in ("word_inds", "equalizer_stable") for record in alignment[kind]]
-    for record in (record for record in records if "�" not in record["decoded"]):
-        tokens = list(zip(record["decoded"], record["ids"], strict=True))[1:-1]
-        for word in record["text"].split():
-            found[word] = []
-            while tokens and "".join(piece for piece, _ in found[word]) != word.lower():
-                found[word].append(tokens.pop(0))
-    return found
 
 
 def state_of(name: str, prefix: str) -> dict[str, Tensor]:

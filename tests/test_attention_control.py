@@ -5,10 +5,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
-from cyclediff.attention_control import AttentionControl, ControlledAttention, attention_maps, install, mixing
-from cyclediff.prompt_alignment import equalizer
+from cyclediff.attention_control import AttentionControl, ControlledAttention, attention_maps, install
+from cyclediff.prompt_alignment import equalizer, mixing
 
-from .nets import cases, golden, golden_json, golden_prompt
+from .nets import cases, golden, golden_json
+from .prompts import prompt_of
 
 LENGTH, STEPS, HEADS = 77, 10, 2
 RESIDUAL = {"norm_num_groups": 8, "residual_connection": True}
@@ -17,7 +18,7 @@ RESIDUAL = {"norm_num_groups": 8, "residual_connection": True}
 def golden_plans(case):
     """A plan for each target prompt: in one case they have different weights."""
     config = cases("p2p_attention")[case]
-    source, *targets = (golden_prompt(text) for text in config["prompts"])
+    source, *targets = (prompt_of(text) for text in config["prompts"])
     words, values = config.get("equalizer_words", []), config.get("equalizer_values", [])
     weights = [{words[0]: value} for value in values] if case == "reweight" else [dict(zip(words, values, strict=True))]
     for index, target in enumerate(targets):
@@ -71,16 +72,15 @@ def test_golden_maps(key, parity):
 
 def test_some_golden_maps_are_edited():
     """As the golden README says: 31 of the 44."""
-    data = golden("p2p_attention")
-    assert sum(not data[f"{key}.in"].equal(data[f"{key}.out"]) for key in golden_layers()) == 31
-    assert len(golden_layers()) == 44
+    data, layers = golden("p2p_attention"), golden_layers()
+    assert (len(layers), sum(not data[f"{key}.in"].equal(data[f"{key}.out"]) for key in layers)) == (44, 31)
 
 
 @pytest.mark.parametrize(
     ("queries", "replaced"), golden_json("p2p_alignment")["self_replace_by_query_count"]["stable"].items()
 )
 def test_golden_self_attention_limit(queries, replaced):
-    prompt, maps = golden_prompt("a cat"), torch.rand(2, 1, int(queries), 3)
+    prompt, maps = prompt_of("a cat"), torch.rand(2, 1, int(queries), 3)
     edit = AttentionControl().plan([prompt], [prompt], LENGTH, STEPS).at(0, [0], [1], [0])
     assert edit.self_attention(maps)[1].equal(maps[0]) == replaced
     assert edit.self_attention(maps)[1].equal(maps[1]) != replaced
@@ -106,21 +106,21 @@ TARGETS = ("a big dog sitting on a car", "a dog sitting on a car", "a fluffy cat
 
 
 def plan(targets=TARGETS, length=24, num_steps=STEPS, **settings):
-    prompts = [golden_prompt(text) for text in targets]
-    return AttentionControl(**settings).plan([golden_prompt(SOURCE)] * len(prompts), prompts, length, num_steps)
+    prompts = [prompt_of(text) for text in targets]
+    return AttentionControl(**settings).plan([prompt_of(SOURCE)] * len(prompts), prompts, length, num_steps)
 
 
 def test_auto_swaps_words_where_there_are_equally_many():
     tables = plan(mode="auto")
     for k, mode in enumerate(("refine", "replace", "refine")):
-        mapper, keep = mixing(golden_prompt(SOURCE), golden_prompt(TARGETS[k]), mode, 24)
+        mapper, keep = mixing(prompt_of(SOURCE), prompt_of(TARGETS[k]), mode, 24)
         assert tables.mapper[k].equal(mapper)
         assert tables.keep[k].equal(keep)
         assert keep.any() == (mode == "refine")
 
 
 def test_plan_mistakes():
-    prompt, longer = golden_prompt("a cat"), golden_prompt("a big cat")
+    prompt, longer = prompt_of("a cat"), prompt_of("a big cat")
     with pytest.raises(ValueError, match="each target needs its source; got 1 sources and 2 targets"):
         AttentionControl().plan([prompt], [prompt, prompt], 24, STEPS)
     with pytest.raises(ValueError, match="each target needs its source; got 0 sources and 0 targets"):
@@ -244,7 +244,7 @@ def test_cross_attention_with_the_edited_map():
     maps = torch.stack([by_hand(attn, *row) for row in zip(x, context, strict=True)])
     source = [0, 1, None, None, 3, 4, 5, 6, 7, *range(9, 24)]  # start a [big] [dog] sitting on a car end, padding
     edited = torch.stack([maps[2 if i is None else 1, ..., j if i is None else i] for j, i in enumerate(source)], -1)
-    edited = edited * equalizer(golden_prompt(TARGETS[0]), weights, 24)
+    edited = edited * equalizer(prompt_of(TARGETS[0]), weights, 24)
     assert edited.shape == maps[2].shape
     assert (edit.cross(maps)[2] - edited).abs().max() < 1e-6
     assert (out - apply(attn, torch.stack([maps[0], maps[1], edited]), context)).abs().max() < 1e-6

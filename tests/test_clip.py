@@ -1,9 +1,7 @@
 """CLIP scores against the official code's numbers, and CLIPs of open_clip's formats against open_clip itself."""
 
-import json
 import shutil
 import warnings
-from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -15,17 +13,13 @@ from torch import nn
 
 from eval.metrics.clip import CONFIG, WEIGHTS, clip_score, directional_clip, is_defined, open_clip_scorer
 from eval.metrics.features import file_digest
+from eval.protocols import load_protocol
 from eval.random_mark import MARK
 
 from .nets import golden
+from .tiny_clip import local_clip, tiny_clip
 
-SHIPPED = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights" / "clip"
 TEXTS = ["a small ginger cat", "a big dog, looking left", "a small ginger cat"]
-TINY = {
-    "embed_dim": 24,
-    "vision_cfg": {"image_size": 224, "layers": 2, "width": 32, "head_width": 16, "patch_size": 32},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
 
 
 def features(seed, n=4, d=16):
@@ -50,13 +44,15 @@ def test_scores_equal_the_official_code(parity):
     parity("CLIP scores", "D-CLIP, nearly unchanged", directional[5:6], recorded["dclip_score"][5:6], 1e-3)
 
 
-def test_a_score_without_direction_is_nothing_and_never_wins():
-    """Rows 3 and 4 are 0 / 0 in the official code; row 6 (original × 7.5) is its rounding error over itself."""
+def test_a_score_without_direction_never_wins():
+    """Rows 3 (pictures) and 4 (texts) are 0 / 0 in the official code; row 6 (original × 7.5) is rounding alone."""
     recorded = {key.removeprefix("score."): value for key, value in golden("dclip").items() if "score." in key}
     four = [recorded[f"{key}_feat"] for key in ("img", "orig", "src_text", "tgt_text")]
     assert recorded["dclip_score"].isnan().nonzero().flatten().tolist() == [3, 4]
     assert (~is_defined(*four)).nonzero().flatten().tolist() == [3, 4, 6]
-    assert directional_clip(*four)[[3, 4, 6]].tolist() == [0, 0, 0]
+    assert directional_clip(*four)[[3, 6]].tolist() == [0, 0]  # an unchanged picture agrees with nothing
+    assert directional_clip(*four).isnan().nonzero().flatten().tolist() == [4]  # an unchanged text asks for nothing
+    assert directional_clip(four[1], four[1], four[2], four[2]).isnan().all()
 
 
 def test_directional_clip_by_hand():
@@ -91,26 +87,12 @@ def test_candidates_broadcast():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Two architectures that open_clip knows in this process, and a file of weights that fits both."""
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "tiny-quickgelu.json").write_text(json.dumps({**TINY, "quick_gelu": True}))
-    (folder / "tiny.json").write_text(json.dumps(TINY))
-    open_clip.add_model_config(folder)
-    torch.manual_seed(0)
-    network = open_clip.create_model("tiny-quickgelu")
-    save_file(network.state_dict(), folder / "tiny.safetensors")
-    return folder / "tiny.safetensors", network.eval()
+    return tiny_clip(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
-    """A folder in open_clip's local-dir form: the architecture of pets' CLIP and words, other weights, 16 bits."""
-    folder = tmp_path_factory.mktemp("clips") / "local"
-    shutil.copytree(SHIPPED, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    torch.manual_seed(1)
-    network = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-    save_file({key: value.half() for key, value in network.state_dict().items()}, folder / WEIGHTS)
-    return folder
+    return local_clip(tmp_path_factory.mktemp("clips") / "local")
 
 
 def reference(name, pretrained=None, size=((64, 64), (80, 50))):
@@ -141,7 +123,7 @@ def test_a_file_for_a_built_in_architecture(tiny):
 
 def test_a_local_folder(local):
     scorer = open_clip_scorer(str(local))
-    assert scorer.protocol == f"local-{file_digest(local / WEIGHTS, local / CONFIG)}/pil-bicubic64"
+    assert scorer.protocol == f"local-gelu-{file_digest(local / WEIGHTS, local / CONFIG)}/pil-bicubic64"
     check(scorer, reference(f"local-dir:{local}"))
 
 
@@ -188,6 +170,8 @@ def test_openais_own_archive(tiny, tmp_path):
     assert mine.equal(open_clip_scorer(str(tmp_path / "state.pt"), "tiny-quickgelu").images(pictures((64, 64))))
     with pytest.raises(ValueError, match=r"trained with QuickGELU.* choose model=tiny-quickgelu"):
         open_clip_scorer(str(file), "tiny")
+    with pytest.raises(ValueError, match="does not fit ViT-B-32-quickgelu"):  # an archive is one of OpenAI's
+        load_protocol("zero_shot", None, tmp_path, clip=str(file))
 
 
 def test_openais_network_has_quickgelu(tiny):
@@ -282,7 +266,7 @@ def test_a_folder_without_tokenizer_or_with_a_wrong_config(local, tmp_path):
 
 
 def test_weights_of_another_network(tiny, local, tmp_path):
-    refused(r"does not fit ViT-B-32-quickgelu: .* missing \(.*; choose the model", tiny[0])
+    refused(r"does not fit ViT-B-32-quickgelu: .* missing \(.*; choose the model", tiny[0], "ViT-B-32-quickgelu")
     shutil.copytree(local, tmp_path / "copy")
     shutil.copy(tiny[0], tmp_path / "copy" / WEIGHTS)
     refused("does not fit copy: .* of another shape", tmp_path / "copy")
@@ -301,13 +285,16 @@ def test_an_unknown_architecture(tiny):
     refused("has no model local-dir:", tiny[0], "local-dir:elsewhere")
 
 
-@pytest.mark.parametrize("path", ["openai", "hf-hub:someone/clip", "hf-hub:no:such/name/at all"])
-def test_no_network(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [("openai", "ViT-B-32-quickgelu"), ("hf-hub:someone/clip", None), ("hf-hub:no:such/name/at all", None)],
+)
+def test_no_network(path, model, tmp_path, monkeypatch):
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    refused("on the Hugging Face hub.* cannot be downloaded .*; get open_clip_config.json", path)
+    refused("on the Hugging Face hub.* cannot be downloaded .*; get open_clip_config.json", path, model)
 
 
 def test_openai_did_not_train_it(tiny):

@@ -48,7 +48,7 @@ def make(file: Path, task: str = "pets_cat2dog"):
 
 def prompted(mean: float, n: int) -> GuidedDenoiser:
     """One network under a prompt that says around which mean its data lie."""
-    prompt = Prompt("a cat", (0, 1, 2, 3), ("", "a", "cat", ""))
+    prompt = Prompt("a cat", (0, 1, 2, 3), ((0, 0), (0, 1), (2, 5), (0, 0)))
     context, empty = torch.full((n, 4, 1), mean), torch.zeros(1, 4, 1)
     return GuidedDenoiser(prompted_network, ALPHA_BAR, "epsilon", context, empty, (1.0,) * n, (prompt,) * n, "one")
 

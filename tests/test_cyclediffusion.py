@@ -107,6 +107,7 @@ def test_refinement_pulls_towards_the_target():
         ({"T": 10, "T_es": 11, "eta": 0.1}, "between 1 and T = 10"),
         ({"T": 10, "T_es": 0, "eta": 0.1}, "between 1 and T = 10"),
         ({"T": 10, "T_es": 5, "eta": 0.1, "refine_steps": 10}, "between 0 and T - 1 = 9"),
+        ({"T": 10, "T_es": 5, "eta": 0.1, "refine_steps": 5, "refine_iterations": 0}, "must be 1 or more; got 0"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

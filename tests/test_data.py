@@ -92,6 +92,23 @@ def test_pets_have_a_ground_truth_and_splits_differ(tmp_path):
     assert prepare_pets("dog", "reference", 2, 32, tmp_path).digest != dog.digest
 
 
+@pytest.mark.parametrize("use", [raw_folder, lambda folder: prepare_photos(folder, None, 16, "bilinear", folder)])
+def test_an_animation_is_found_before_a_run_starts(photos, use):
+    Image.new("RGB", (8, 8)).save(photos / "c.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")])
+    with pytest.raises(UserError) as refusal:
+        use(photos)
+    assert str(refusal.value) == (
+        f"{photos / 'c.gif'} has several pictures in it (an animation, or pages); save the one you mean as a PNG, or "
+        "remove it"
+    )
+
+
+def test_a_damaged_header_of_a_raw_reference_is_found_before_a_run_starts(photos):
+    (photos / "z.png").write_bytes(b"\x89PNG")
+    with pytest.raises(UserError, match=r"z\.png is not a readable image"):
+        raw_folder(photos)
+
+
 V1 = Expected("afhq_v1", ".jpg", 32, 3)
 
 

@@ -1,30 +1,23 @@
-"""Downloads from a local server that misbehaves in every way that mirrors do, and archives that try to escape."""
+"""Downloads from a local server that misbehaves in every way that mirrors do."""
 
 import hashlib
-import io
 import re
 import socket
 import struct
-import subprocess
-import sys
-import tarfile
 import threading
 import time
-import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
-import torch
 
-from cyclediff.data.assets import catalogue, direct_url
-from cyclediff.data.download import fetch, unpack
+from cyclediff.data.assets import Pin, direct_url
+from cyclediff.data.download import MirrorError, fetch, require_no_downgrade
 from cyclediff.errors import UserError
 
-ROOT = Path(__file__).parents[1]
 CONTENT = bytes(range(256)) * 16_000  # 4 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+PIN = Pin(SHA256, len(CONTENT), True, "two sources")
 
 
 class Mirror(BaseHTTPRequestHandler):
@@ -88,10 +81,10 @@ def server():
     running.shutdown()
 
 
-def get(server, faults, target, sha256=SHA256, check=lambda part: None):
+def get(server, faults, target, pin=PIN, check=lambda part: None):
     Mirror.asked.clear()
     urls = [f"{server}/{fault}/file" for fault in faults]
-    return fetch(urls, target, sha256, check, lambda done, total: None, stall=0.5, pause=0.01)
+    return fetch(urls, target, pin, check, lambda done, total: None, stall=0.5, pause=0.01)
 
 
 @pytest.mark.parametrize("fault", ["good", "reset", "truncating", "stall", "forgetful"])
@@ -105,7 +98,12 @@ def test_the_file_arrives_whole_all_the_same(fault, server, tmp_path):
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [("missing", "404"), ("page", "web page"), ("silent", "stopped answering"), ("disguised", "sha256")],
+    [
+        ("missing", "404"),
+        ("page", "web page"),
+        ("silent", "stopped answering"),
+        ("disguised", r"it has 42 bytes, not the 4096000 that are pinned \(by two sources\)"),
+    ],
 )
 def test_a_bad_mirror_is_named_and_the_next_one_is_tried(fault, reason, server, tmp_path):
     with pytest.raises(UserError, match=reason):
@@ -135,102 +133,100 @@ def test_another_process_continues(server, tmp_path):
     assert Mirror.asked == [("good", "bytes=1000000-")]
 
 
+def test_a_disk_without_room_is_noticed_before_the_download(server, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": len(CONTENT) - 1})
+    monkeypatch.setattr("cyclediff.data.download.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"0\.0 GB are to come, and the disk has 0\.0 GB left"):
+        get(server, ["good"], tmp_path / "file.pt")
+    assert not list(tmp_path.glob("file.pt*"))
+    usage.free += 1
+    assert get(server, ["good"], tmp_path / "file.pt") == SHA256
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "no-such-host.invalid"])
+def test_no_network(host, tmp_path):
+    """Nobody listens there; it is tried again once only."""
+    with pytest.raises(UserError, match=rf"f\.pt: http://{host}/f: it cannot be reached; check the connection$"):
+        fetch([f"http://{host}/f"], tmp_path / "f.pt", None, lambda part: None, lambda *_: None, pause=0.01)
+
+
 def test_no_address(tmp_path):
     with pytest.raises(UserError, match=r"no mirror gave file\.pt: it has no direct address"):
         get("", [], tmp_path / "file.pt")
 
 
+def test_a_wrong_size_is_refused_before_the_download(server, tmp_path):
+    """The server says how long the file is; nothing of it is kept."""
+    written = []
+    with pytest.raises(UserError, match="it has 4096000 bytes, not the 4096001 that are pinned"):
+        fetch([f"{server}/good/file"], tmp_path / "f.pt", Pin(SHA256, 4_096_001, True, "x"), lambda part: None,
+              lambda done, total: written.append(done))  # fmt: skip
+    assert not written
+    assert not list(tmp_path.glob("f.pt*"))
+
+
+def test_a_file_of_the_right_size_and_another_content(server, tmp_path):
+    pin = Pin("0" * 64, len(CONTENT), True, "two sources")
+    with pytest.raises(UserError, match=rf"it has sha256 {SHA256}, not the pinned {'0' * 64} \(by two sources\)"):
+        get(server, ["good"], tmp_path / "file.pt", pin)
+    assert not list(tmp_path.glob("file.pt*"))
+
+
+@pytest.mark.parametrize("pin", [Pin("0" * 64, 1, False, "one source"), Pin(None, 4_000_000, True, "a guess", 100_000)])
+def test_a_doubtful_pin_refuses_nothing_and_a_guess_only_other_sizes(pin, server, tmp_path):
+    assert get(server, ["good"], tmp_path / "file.pt", pin) == SHA256
+
+
+def test_a_guess_is_called_one(server, tmp_path):
+    with pytest.raises(UserError, match=r"where 4000000 ± 90000 are expected \(a guess, because no checksum is public"):
+        get(server, ["good"], tmp_path / "file.pt", Pin(None, 4_000_000, True, "a net", 90_000))
+
+
+def test_https_does_not_become_http():
+    """Plain http is used only where the address itself says so."""
+    require_no_downgrade("https://a/f", ["https://a/f", "https://b/f"])
+    require_no_downgrade("http://a/f", ["http://a/f"])
+    with pytest.raises(MirrorError, match="it leads to plain http"):
+        require_no_downgrade("https://a/f", ["https://a/f", "http://b/f"])
+
+
+def test_a_download_that_is_led_to_http_keeps_nothing(tmp_path, monkeypatch):
+    class Answer:
+        url, history, status_code = "http://elsewhere/f", (), 200
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr("cyclediff.data.download.requests.get", lambda *_, **__: Answer())
+    with pytest.raises(UserError, match="https://here/f: it leads to plain http"):
+        fetch(["https://here/f"], tmp_path / "f", None, lambda part: None, lambda done, total: None)
+    assert not list(tmp_path.glob("f*"))
+
+
 def test_addresses_of_sharing_services():
     assert direct_url("https://www.dropbox.com/s/abc/f.pt") == "https://www.dropbox.com/s/abc/f.pt?dl=1"
+    assert direct_url("https://www.dropbox.com/s/abc/f.zip?dl=0") == "https://www.dropbox.com/s/abc/f.zip?dl=1"
+    new = "https://www.dropbox.com/scl/fi/abc/f.zip?rlkey=k3y&st=a%2Fb&dl={}"
+    assert direct_url(new.format(0)) == new.format(1)
+    assert direct_url("https://www.dropbox.com/scl/fi/abc/f.zip?dl=0&rlkey=k") == (
+        "https://www.dropbox.com/scl/fi/abc/f.zip?rlkey=k&dl=1"
+    )
     assert "id=1-oY_x&" in direct_url("https://drive.google.com/file/d/1-oY_x/view")
-    assert direct_url("https://drive.google.com/drive/folders/1awa") is None
-    assert direct_url("https://example.org/f.pt") == "https://example.org/f.pt"
-
-
-def archive(path, names):
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w") as file:
-            for name in names:
-                file.writestr(name, "content")
-    else:
-        with tarfile.open(path, "w:gz") as file:
-            for name in names:
-                info = tarfile.TarInfo(name)
-                info.size = 7
-                file.addfile(info, io.BytesIO(b"content"))
-    return path
-
-
-@pytest.mark.parametrize("kind", ["a.zip", "a.tgz"])
-def test_unpack(kind, tmp_path):
-    path = archive(tmp_path / kind, ["test/cat/1.png", "test/dog/2.png"])
-    assert unpack(path, tmp_path / "data") == 2
-    assert (tmp_path / "data/test/dog/2.png").read_text() == "content"
-
-
-@pytest.mark.parametrize("kind", ["a.zip", "a.tgz"])
-@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "..\\evil", "C:/evil"])
-def test_an_archive_cannot_leave_its_folder(kind, name, tmp_path):
-    path = archive(tmp_path / kind, ["good", name])
-    with pytest.raises(UserError, match="would leave the folder"):
-        unpack(path, tmp_path / "in" / "data")
-    assert not (tmp_path / "in").exists()
-    assert not list(tmp_path.rglob("evil"))
-
-
-def test_links_in_archives_are_refused(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as file:
-        info = tarfile.TarInfo("link")
-        info.type, info.linkname = tarfile.SYMTYPE, "/etc"
-        file.addfile(info)
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
-        link = zipfile.ZipInfo("link")
-        link.external_attr = 0o120777 << 16
-        file.writestr(link, "/etc")
-    for name in ("a.tar", "a.zip"):
-        with pytest.raises(UserError, match="is a link"):
-            unpack(tmp_path / name, tmp_path / "data")
-
-
-def test_no_archive(tmp_path):
-    (tmp_path / "a.zip").write_bytes(b"PK but no")
-    with pytest.raises(UserError, match="neither zip nor tar"):
-        unpack(tmp_path / "a.zip", tmp_path / "data")
-
-
-def test_the_catalogue_covers_what_the_configuration_asks_for():
-    assets = catalogue(ROOT / "conf")
-    text = "".join(path.read_text() for path in (ROOT / "conf").glob("*/*.yaml"))
-    files = set(re.findall(r"\$\{paths\.checkpoints\}/(\S+)", text))
-    files.add("open_clip_model.safetensors")  # by its tag, openai, which open_clip finds on the hub
-    assert files == {name for name, asset in assets.items() if asset.kind == "checkpoints"}
-    folders = set(re.findall(r"(?m)^folder: (\S+)", text)) | set(re.findall(r"\$\{paths\.data\}/([\w-]+)/", text))
-    assert folders == {name for name, asset in assets.items() if asset.kind == "datasets"}
-
-
-def tool(*arguments, cwd):
-    command = [sys.executable, str(ROOT / "scripts" / "assets.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
-
-
-def test_the_tool(tmp_path):
-    status = tool("status", "cat2dog", cwd=tmp_path)
-    assert status.returncode == 0
-    assert "missing  afhq_dog_4m.pt" in status.stdout
-    assert "wild_ema" not in status.stdout
-    (tmp_path / "checkpoints").mkdir()
-    torch.save({"temb.dense.0.weight": torch.zeros(4, 4), "conv_in.weight": torch.zeros(128, 3, 3, 3)},
-               tmp_path / "checkpoints" / "celebahq_female_ddpm.pth")  # fmt: skip
-    (tmp_path / "checkpoints" / "afhq_dog_4m.pt").write_text("<html>")
-    verify = tool("verify", cwd=tmp_path)
-    assert verify.returncode == 2
-    assert "a DDPM network (as SDEdit and EGSDE use them) of width 128" in verify.stdout
-    assert "afhq_dog_4m.pt: not usable" in verify.stderr
-    assert "here     celebahq_female_ddpm.pth" in tool("status", "male2female", cwd=tmp_path).stdout
-    by_hand = tool("fetch", "cat2dog_dse.pt", cwd=tmp_path)
-    assert by_hand.returncode == 2
-    assert "must be got by hand and put at checkpoints/cat2dog_dse.pt" in by_hand.stderr
-    wrong = tool("status", "cat2dgo", cwd=tmp_path)
-    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
-    archive(tmp_path / "afhq.zip", ["val/cat/1.jpg"])
-    assert tool("unpack", "afhq.zip", "afhq", cwd=tmp_path).stdout == "1 files in data/afhq\n"
+    for page in (
+        "https://drive.google.com/drive/folders/1awa",
+        "https://1drv.ms/u/s!A",
+        "https://forms.gle/x",
+        "https://huggingface.co/datasets/huggan/AFHQ",
+        "https://huggingface.co/datasets/huggan/AFHQv2/tree/main/data",
+    ):
+        assert direct_url(page) is None
+    for file in (
+        "https://example.org/f.pt",
+        "http://example.org/f.tar",
+        "https://huggingface.co/datasets/a/b/resolve/main/f.zip",
+        "https://huggingface.co/a/b/resolve/main/f.pt",
+    ):
+        assert direct_url(file) == file

@@ -248,6 +248,59 @@ def test_an_absolute_path_and_a_link_that_stay_inside(own):
     assert [edit.id for edit in read_edit_list(path).found] == ["000-a", "001-link", "002-a"]
 
 
+@pytest.mark.parametrize(("written", "there"), [("\u00dc b", "U\u0308 b"), ("U\u0308 b", "\u00dc b")])
+def test_both_spellings_of_a_file_s_name(tmp_path, written, there):
+    """Also of a folder's, on the way to it; a third name is not found."""
+    picture(tmp_path / there / f"{there}.png")
+    text = f"image,source,target\n{written}/{written}.png,a,b\n{written}/U b.png,a,b\n"
+    (tmp_path / "mine.csv").write_text(text, encoding="utf-8")
+    edits = read_edit_list(tmp_path / "mine.csv")
+    assert [edit.image for edit in edits.found] == [tmp_path / there / f"{there}.png"]
+    assert edits.missing == (f"{written}/U b.png",)
+
+
+SHORT = "mine.csv, row 2: 3 cells for 4 columns; write the empty ones, too: …,…,…,"
+CUT = (
+    "mine.csv, row 2: a space follows some of its commas only, as in a text that has commas; put such a text in "
+    '"quotes", or remove the space'
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ("image,source,target,category\na.png,a dog, left,a cat", CUT),  # "left" was the target, "a cat" the category
+        ("image,source,target,category\na.png,a dog,a cat, right", CUT),
+        ("image,source,target\na.png,a dog, left", CUT),
+        ("image,source,target,category\na.png,a dog,a cat", SHORT),
+        ("image,source,target,category\na.png,a dog,left,a cat,animal",
+         'mine.csv, row 2: 5 cells for 4 columns; put a text that has commas in "quotes"'),
+        ('image,source,target\na.png,"a\ndog",b\na.png,a,b,c',
+         'mine.csv, row 3 (line 4): 4 cells for 3 columns; put a text that has commas in "quotes"'),
+        ("image,category,source,target\na.png,a dog,a cat",
+         "mine.csv, row 2: no target prompt; write it as text under 'target', or remove the entry"),
+    ],
+)  # fmt: skip
+def test_a_comma_without_quotes_moves_no_text(own, lines, sentence):
+    with pytest.raises(UserError) as refusal:
+        read_edit_list(own(lines))
+    assert str(refusal.value) == sentence
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "image, source, target, category\na.png,a dog, left,a cat",  # the header has spaces: they mean nothing
+        "image,source,target,category\na.png, a dog, a cat, animal",
+        'image,source,target,category\na.png,"a dog, left"," a cat",animal',
+        'image,source,target,category\na.png, "a dog, left",a cat,animal',
+        "image,source,target,category\na.png,a dog,a cat,",
+    ],
+)
+def test_spaces_that_say_nothing(own, lines):
+    assert len(read_edit_list(own(lines)).found) == 1
+
+
 @pytest.mark.parametrize(
     ("lines", "match"),
     [

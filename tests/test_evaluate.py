@@ -258,7 +258,7 @@ def test_protocols_are_those_of_the_configuration(name):
         assert bool(node.clip) == bool(recipe.clip)
         if recipe.clip:
             assert Path(node.clip.path).name == Path(recipe.clip[0]).name
-            assert node.clip.get("model", "ViT-B-32-quickgelu") == recipe.clip[1]
+            assert node.clip.get("model") == recipe.clip[1]
         assert (node.lpips and Path(node.lpips.path).name) == recipe.lpips
 
 

@@ -7,7 +7,7 @@ from baselines.ddib import DDIB, invert
 from baselines.egsde import EGSDE, domain_energy, egsde, gradient, structure_energy
 from baselines.ilvr import ILVR, ilvr
 from baselines.sdedit import SDEdit, sdedit
-from cyclediff.cyclediffusion import CycleDiffusion, encode
+from cyclediff.cyclediffusion import CycleDiffusion, encode, refine
 from cyclediff.diffusion.lowpass import lowpass, resize_matrix
 from cyclediff.diffusion.schedule import linear_betas, respaced_timesteps, spaced_timesteps
 
@@ -33,6 +33,22 @@ def test_cyclediffusion(case, parity):
     out = method(data["x0_pm1"][: config["B"]], source, target, noise)
     what = "final images: DDIM (eta 0.1 and 1), DDPM, refinement, reconstruction"
     parity("CycleDiffusion", what, out, data[f"{case}.out_pm1"])
+    assert not noise.draws
+
+
+def test_refine_iterations(parity):
+    """Two refinements (the official refine_iterations) are the official first one, refined once more."""
+    data, config = golden("cyclediffusion_pixel"), cases("cyclediffusion_pixel")["b"]
+    source, target = (tiny_denoiser(name, data["b.betas"]) for name in ("adm_source", "adm_target"))
+    R = config["refine_steps"]
+    first = [*data["a.enc_noise"], *data["b.dec_noise"][1:-1]]
+    again = torch.randn(R, *data["b.out_pm1"].shape, generator=torch.Generator().manual_seed(1))
+    method = CycleDiffusion(config["custom_steps"], config["es_steps"], config["eta"], R, 2, raw_index_start=True)
+    out = method(data["x0_pm1"][:1], source, target, noise := RecordedNoise([*first, *again]))
+    timesteps = spaced_timesteps(1000, config["custom_steps"])[-R:]
+    expected = refine(data["b.out_pm1"], target, timesteps, RecordedNoise([*again]), R - 1)
+    parity("CycleDiffusion", "final images after two refinements", out, expected)
+    assert (out - data["b.out_pm1"]).abs().max() > 0.01
     assert not noise.draws
 
 
@@ -70,6 +86,20 @@ def test_sdedit_repeats(parity):
         (2 * data["img_01"] - 1)[None], None, target, RecordedNoise(draws)
     )
     parity("SDEdit", "final images of two repeats", out, data["c.samples"][-1])
+
+
+def test_sdedit_with_a_mask(parity):
+    """As a run has it: the mask keeps the source also between two repeats."""
+    data, config = golden("sdedit"), cases("sdedit")["b"]
+    target = tiny_denoiser("ddpm_target", data["b.betas"])
+    draws = [draw for repeat in data["b.noise"].unflatten(0, (2, -1)) for draw in repeat[:-1]]
+    mask = data["b.mask"][:1] == 1
+    assert 0 < mask.sum() < mask.numel()
+    method = SDEdit(T=1000, t0=config["t"], repeats=2, mask=mask)
+    out = method((2 * data["img_01"] - 1)[None], None, target, RecordedNoise(draws))
+    parity("SDEdit", "final images of two repeats with a mask", out, data["b.samples"][-1])
+    with pytest.raises(ValueError, match="the mask is for images of 16×16 and x0 has 8×8; masks are for pixel-space"):
+        method(torch.zeros(1, 3, 8, 8), None, target, RecordedNoise(draws))
 
 
 @pytest.mark.parametrize("case", cases("ddib"))

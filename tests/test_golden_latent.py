@@ -42,7 +42,7 @@ def network():
 def denoiser(texts: list[str], scales) -> GuidedDenoiser:
     embedded = {text: golden(NAME)[f"emb.{text}"].float() for text in {*texts, "uncond"}}
     context = torch.stack([embedded[text] for text in texts])
-    prompts = tuple(Prompt(text, (0, 1, 2), ("", text, "")) for text in texts)
+    prompts = tuple(Prompt(text, (0, 1, 2), ((0, 0), (0, len(text)), (0, 0))) for text in texts)
     scales = (float(scales),) * len(texts) if isinstance(scales, int | float) else tuple(map(float, scales))
     return GuidedDenoiser(network(), ALPHA_BAR, "epsilon", context, embedded["uncond"][None], scales, prompts, "golden")
 

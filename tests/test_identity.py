@@ -48,7 +48,8 @@ def hashes(cfg: DictConfig, monkeypatch, sources=SOURCES) -> tuple[str, str]:
     study = get_class(cfg.study._target_)(Context(cfg, (str(CONF),), str(CONF)))
     own = getattr(study, "translation", study)
     parts = ["model"] if "texts" in cfg.task.inputs else list(cfg.method.needs)
-    vars(own).update(sources=sources, weights=dict.fromkeys(parts), fingerprints=dict.fromkeys(parts, "sha"))
+    more = {"mask": {}}  # its content; its name is a setting
+    vars(own).update(sources=sources, weights=dict.fromkeys(parts), fingerprints=dict.fromkeys(parts, "sha"), **more)
     return hash_of(study.identity()), hash_of(study.score_identity())
 
 

@@ -16,6 +16,7 @@ from cyclediff.data.images import (
     write_png,
 )
 from cyclediff.errors import UserError
+from eval import files
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -58,6 +59,62 @@ def test_exif_rotation_is_applied(tmp_path):
     assert shown.shape == (8, 4, 3)
     assert shown[0].mean() == 255
     assert shown[-1].mean() == 0
+
+
+@pytest.mark.parametrize("suffix", ["gif", "jfif", "jpe", "ppm", "pgm", "pbm", "pnm", "webp", "bmp", "tif"])
+def test_formats_of_still_pictures(tmp_path, suffix):
+    """A ramp of grey (of two levels in .pbm) in every format that is read; JPEG may be off by two levels."""
+    ramp = (RAMP > 127) * np.uint8(255) if suffix == "pbm" else RAMP
+    image = Image.fromarray(ramp).convert({"ppm": "RGB", "pbm": "1"}.get(suffix, "L"))
+    kind = {"jfif": "jpeg", "jpe": "jpeg", "tif": "tiff"}.get(suffix) or ("ppm" if suffix[0] == "p" else suffix)
+    image.save(tmp_path / f"a.{suffix}", kind, **{"webp": {"lossless": True}, "jpeg": {"quality": 100}}.get(kind, {}))
+    assert [path.name for path in files.list_images(tmp_path)] == [f"a.{suffix}"]
+    pixels = np.asarray(read_rgb(tmp_path / f"a.{suffix}")).astype(int)
+    assert np.abs(pixels - ramp[..., None]).max() <= (2 if kind == "jpeg" else 0)
+
+
+def test_sixteen_bits_of_a_portable_grey_map(tmp_path):
+    """PGM's own definition: two bytes a pixel, the larger first; 65535 is white."""
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 1 65535\n" + bytes.fromhex("0000 8080 ffff"))
+    assert np.asarray(read_rgb(tmp_path / "a.pgm"))[0, :, 1].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.ppm", "b.ppm"])
+def test_a_cut_picture_of_the_newer_formats_is_refused_or_whole(tmp_path, name):
+    path, image = tmp_path / name, Image.effect_noise((12, 8), 50)
+    (image.convert("RGB") if name == "b.ppm" else image).save(path)
+    content, whole = path.read_bytes(), np.asarray(read_rgb(path))
+    refused = 0
+    for cut in range(len(content)):
+        path.write_bytes(content[:cut])
+        try:
+            assert np.array_equal(read_rgb(path), whole), cut
+        except UserError:
+            refused += 1
+    assert refused > len(content) - 10
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp", "tiff"])
+def test_several_pictures_in_one_file_are_refused_by_name(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    first, *others = (Image.new("RGB", (8, 8), colour) for colour in ("green", "red", "blue"))
+    first.save(path, save_all=True, append_images=others)
+    with pytest.raises(UserError) as refusal:
+        read_rgb(path)
+    assert str(refusal.value) == (
+        f"{path} has several pictures in it (an animation, or pages); save the one you mean as a PNG, or remove it"
+    )
+    first.save(path, save_all=True)  # one
+    assert np.abs(np.asarray(read_rgb(path))[0, 0].astype(int) - [0, 128, 0]).max() <= 1
+
+
+def test_a_photo_with_a_preview_is_one_picture(tmp_path):
+    """Cameras write JPEGs with another picture behind the first (CIPA DC-007); viewers show the first."""
+    photo, preview = Image.new("RGB", (16, 16), "white"), Image.new("RGB", (8, 8), "black")
+    photo.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[preview])
+    with Image.open(tmp_path / "a.jpg") as file:
+        assert file.n_frames == 2
+    assert np.asarray(read_rgb(tmp_path / "a.jpg")).min() == 255
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 50])

@@ -27,7 +27,12 @@ LAYERS = [  # from top to bottom; a module imports from its own layer and from t
     {"cyclediff.diffusion"},
     {"cyclediff.errors"},
 ]
-OF_EVAL = {"eval.files", "eval.random_mark", "eval.records"}  # what any module of cyclediff may import
+OF_EVAL = {
+    "eval.files",
+    "eval.random_mark",
+    "eval.records",
+    "eval.weight_files",
+}  # what any module of cyclediff may import
 USERS_OF_EVAL = ("cyclediff.cli", "cyclediff.loggers", "cyclediff.studies")  # may import all of eval
 HEAVY = {"torch", "diffusers", "torchmetrics", "torchvision", "scipy", "transformers", "cleanfid", "requests"}
 HEAVY |= {"open_clip", "pyarrow", "wandb", "tensorboard", "lpips", "jinja2"}

@@ -172,6 +172,12 @@ def test_untrusted_input_stays_text(task):
     assert gallery["columns"][1]["label"] == evil
 
 
+def test_a_command_with_a_name_that_is_no_text(task):
+    """Bytes of a file's name that are not UTF-8 come as half characters, which no file in UTF-8 can hold."""
+    make_run(task, "m", run={"command": "run data.source=b\udcff"})
+    assert ("code", r"run data.source=b\udcff") in Tree(write(task)).texts
+
+
 def test_the_gallery_has_the_numbers_and_pictures_of_the_files(task):
     folder = make_run(task, "m")
     make_run(task, "n", seed=1)

@@ -1,8 +1,10 @@
 """Published numbers beside ours."""
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 from eval.report.sections import read_task
 from eval.report.tables import to_markdown
@@ -22,12 +24,12 @@ PAPER = {
 }  # fmt: skip
 
 
-def table(task, name="egsde/1", about=None, **record):
-    folder = write_run(task, "m", **{"synthetic": False, **record})
+def table(task, name="egsde/1", about=None, method="m", paper=PAPER, **record):
+    folder = write_run(task, method, **{"synthetic": False, **record})
     rewrite(folder / "run.json", lambda run: run["data"].update({"dataset": "set", **(about or {})}))
     values = {"fid": metric("fid", 20.0), "kid": metric("kid", 0.004), "psnr": metric("psnr", 18.0, [17.5, 18.5])}
     write_scores(folder, values, protocol=name)
-    (task / "paper.json").write_text(json.dumps(PAPER))
+    (task / "paper.json").write_text(json.dumps(paper))
     return to_markdown(read_task(task)[0][0])
 
 
@@ -68,3 +70,34 @@ def test_random_and_synthetic_numbers_never_stand_beside_a_papers(record, senten
     text = table(tmp_path, **record)
     assert "18.50" not in text
     assert sentence in text
+
+
+# What conf/experiment quotes
+
+
+def published(experiment):
+    path = Path(__file__).parents[1] / "conf" / "experiment" / f"{experiment}.yaml"
+    return yaml.safe_load(path.read_text())["paper"]
+
+
+@pytest.mark.parametrize(("experiment", "shown"), [("cat2dog", "65.82 p"), ("wild2dog", "59.75 ±0.62 p")])
+def test_egsde_beside_what_its_authors_published(experiment, shown, tmp_path):
+    """The abstract of an earlier version of EGSDE (arXiv 2207.06635): FID 65.82 and 59.75."""
+    text = table(tmp_path, method="egsde", paper=published(experiment))
+    assert f"| egsde | 20.00 | {shown} |" in text
+    assert "an earlier version of EGSDE's abstract" in text
+
+
+def test_a_rerun_of_fewer_steps_is_not_shown_as_egsde(tmp_path):
+    """CycleDiff's Table I calls it EGSDE: FID 70.16, SSIM 0.411, KID 0.01982; and 45.12 for male2female."""
+    values = [entry["value"] for task in ("cat2dog", "male2female") for entry in published(task)["values"]]
+    assert not {70.16, 0.411, 0.01982, 45.12} & set(values)
+    assert "paper KID" not in table(tmp_path, method="egsde", paper=published("cat2dog"))
+
+
+@pytest.mark.parametrize("experiment", ["cat2dog", "wild2dog", "male2female"])
+def test_every_number_has_a_source_that_is_explained(experiment):
+    paper = published(experiment)
+    assert {entry["source"] for entry in paper["values"]} <= paper["sources"].keys()
+    keys = [(entry["method"], entry["metric"]) for entry in paper["values"]]
+    assert len(keys) == len(set(keys))

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,25 @@ def test_a_terminal_of_any_width_shows_every_number(task, width):
     for shown in ("cyclediffusion", "sdedit", "FID ↓", "20.00", "30.00", "KID×10³ ↓", "forwards/image"):
         assert shown in text
     assert "…" not in text
+
+
+NAMES = ["gen[v2]", "z[/b]", "[red]x", ":cat:", "a|b", "<b>bold"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_no_markup(task, name, capsys):
+    """Neither the terminal's, nor Markdown's where a name would end its cell or begin HTML."""
+    folder = make_run(task, name)
+    rewrite(folder / "run.json", lambda run: run["data"].update(name=name))
+    main([str(task)])
+    printed = capsys.readouterr().out.splitlines()
+    assert f"t: 3 images of {name}, protocol pets/1" in [line.rstrip() for line in printed]
+    assert [line for line in printed if line.startswith(f"  {name}  ")]
+    lines = (task / "table.md").read_text().splitlines()
+    escaped = name.replace("|", r"\|").replace("<", r"\<")
+    assert lines[0] == f"## t: 3 images of {escaped}, protocol pets/1"
+    (row,) = (line for line in lines if line.startswith(f"| {escaped} |"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == lines[4].count("|")
 
 
 def test_random_inception_alone_is_named(task):

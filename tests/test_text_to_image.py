@@ -1,5 +1,6 @@
 """Text-to-image models: loading, prompts, guidance, and equality with diffusers' pipelines under the same noise."""
 
+import logging
 import warnings
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,21 +17,22 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizerFast
 
 from baselines.ddib import DDIB
 from baselines.sdedit import SDEdit
-from cyclediff.attention_control import install
+from cyclediff.attention_control import AttentionControl, install
 from cyclediff.cyclediffusion import CycleDiffusion
 from cyclediff.diffusion.noise import Noise
 from cyclediff.errors import UserError
 from cyclediff.models.load_text import load_text_to_image
-from cyclediff.models.text_to_image import caller
+from cyclediff.models.text_to_image import caller, read_prompt
 
 from .nets import RecordedNoise
 from .tiny_sd import latent_diffusion, stable_diffusion
 
 SOURCE, TARGET = "a small ginger cat on a teal background", "a small blue dog on a teal background"
+SAMPLE = '{"_class_name": "DDIMScheduler", "prediction_type": "sample"}'
 IMAGE = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -114,7 +116,8 @@ def test_sampling_equals_latent_diffusions_pipeline(tmp_path, parity):
     denoiser = model.condition(["a photo of a red cat"], 3.0)
     ours = (model.decode(sample(xT, denoiser, timesteps, end=end)) + 1) / 2
     parity("diffusers", "LDMTextToImagePipeline, images", ours, torch.from_numpy(theirs).permute(0, 3, 1, 2))
-    assert denoiser.prompts[0].pieces == ("[CLS]", "a", "photo", "of", "a", "red", "cat", "[SEP]")
+    (prompt,) = denoiser.prompts
+    assert [prompt.text[begin:end] for begin, end in prompt.spans] == ["", "a", "photo", "of", "a", "red", "cat", ""]
 
 
 def test_a_batch_of_different_prompts_equals_single_edits(model):
@@ -253,7 +256,7 @@ def test_the_commit_of_a_hub_id_reaches_every_part(folder):
 
         return patch.object(kind, name, call)
 
-    loaders = (CLIPTokenizer, CLIPTextModel, UNet2DConditionModel, AutoencoderKL)
+    loaders = (CLIPTokenizerFast, CLIPTextModel, UNet2DConditionModel, AutoencoderKL)
     with ExitStack() as stack:
         for kind in loaders:
             stack.enter_context(spy(kind, "from_pretrained"))
@@ -272,19 +275,37 @@ def test_ddib_between_equal_prompts_converges_to_the_latent(model):
     assert errors[1] < errors[0] / 2.5
 
 
-def test_a_long_prompt_is_cut_with_a_warning(model):
-    long = "a small ginger cat " * 10
-    with pytest.warns(UserWarning, match=r"reads 22 of the 40 tokens.*what is cut: '"):
+def test_a_long_prompt_is_cut_with_a_warning(model, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    long = "a small “ginger” cat " * 10
+    with pytest.warns(UserWarning, match="the model reads 22 of the") as caught:
         model.condition([long])
+    prompt = read_prompt(model.tokenizer, long, model.length)
+    assert len(prompt.ids) == model.length
+    assert str(caught[0].message).endswith(f"what is cut: {long[prompt.spans[-2][1] :].lstrip()!r}")
     with warnings.catch_warnings(action="error"):
         model.condition(["a small ginger cat"])
+    assert not caplog.records  # transformers' own remark, that the network would fail, is not true
+
+
+@pytest.mark.parametrize("text", [
+    "a #1 dog on a hill", "a cafe\u0301 dog on a hill", "a café dog on a hill", "a “cat” dog on a hill",
+    "a 犬 dog on a hill", "a Straße dog on a hill", "a λ dog, on a hill", "a  \tcat\u00a0dog on a hill",
+])  # fmt: skip
+def test_the_weight_of_a_word_is_on_its_tokens(model, text):
+    """The tokens that are the word's own ids, wherever the words before it leave it."""
+    source, target = (model.condition([t]).prompts for t in ("a cat on a hill", text))
+    plan = AttentionControl(mode="refine", weights={"dog": 5.0}).plan(source, target, model.length, 4)
+    found = plan.equalizer[0].eq(5).nonzero().flatten().tolist()
+    assert plan.equalizer[0].ne(1).nonzero().flatten().tolist() == found
+    assert [target[0].ids[position] for position in found] == model.tokenizer("dog").input_ids[1:-1]
 
 
 @pytest.mark.parametrize(("break_it", "message"), [
     (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "holds no safetensors"),
     (lambda f: (f / "model_index.json").unlink(), "no complete folder"),
     (lambda f: (f / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'), "is a FluxPipeline"),
-    (lambda f: (f / "scheduler/scheduler_config.json").write_text('{"prediction_type": "sample"}'), "predicts sample"),
+    (lambda f: (f / "scheduler/scheduler_config.json").write_text(SAMPLE), "predicts sample"),
     (lambda f: (f / "vae" / "config.json").unlink(), "no complete folder"),
 ])  # fmt: skip
 def test_broken_folders_get_a_sentence(tmp_path, break_it, message):

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cyclediff.data import download
-from cyclediff.data.download import unpack
+from cyclediff.data import archives
+from cyclediff.data.archives import unpack
 from cyclediff.data.edit_lists import read_edit_list
 from cyclediff.errors import UserError
 from eval.edits import read_edits
@@ -130,7 +130,7 @@ def test_an_archive_that_the_disk_cannot_hold(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("zeros", bytes(10**7))
     usage = type("Usage", (), {"free": 10**7 - 1})
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: usage)
     refused(tmp_path / "a.zip", tmp_path / "data", r"holds 0\.0 GB, and the disk has 0\.0 GB left; make room")
     usage.free += 1
     assert unpack(tmp_path / "a.zip", tmp_path / "data") == 1

@@ -13,6 +13,7 @@ from cyclediff.data import folders as data
 from cyclediff.data.folders import list_images, raw_folder
 from cyclediff.errors import UserError
 from eval import files
+from eval.metrics.pictures import Pairing, by_stem, pair
 
 from .test_untrusted_input import WHOLE, few, prepared, sentence
 
@@ -78,6 +79,79 @@ def test_folders_and_hidden_files_are_ignored(tmp_path):
     (tmp_path / "notes.txt").write_bytes(b"")
     for listed in (list_images, files.list_images):
         assert [path.name for path in listed(tmp_path)] == ["a.png"]
+
+
+def passed_over(folder, recwarn):
+    """What is said of files that are passed over; listed twice, as a run does."""
+    for _ in range(2):
+        files.list_images(folder)
+    return [str(warning.message).removeprefix(f"{folder}: ") for warning in recwarn.list]
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (["b.heic", "c.HEIC", "d.txt"], "3 files passed over (2 .heic, 1 .txt)"),
+        (["b.heic", "sub/"], "1 file passed over (1 .heic) and 1 subfolder"),
+        (["sub/", "other.png/"], "2 subfolders passed over"),
+        (["LICENSE", "b."], "2 files passed over (2 without a suffix)"),
+        (["1.a", "1.b", "1.c", "1.d", "1.e", "1.f", "2.f", "1.g"],
+         "8 files passed over (2 .f, 1 .a, 1 .b, 1 .c, 1 .d, 2 other kinds)"),
+        (["x.\n", "y.a suffix that is a sentence"], "2 files passed over (1 ._, 1 .a suffix th)"),
+    ],
+)  # fmt: skip
+def test_what_is_passed_over_is_said_once(names, line, tmp_path, recwarn):
+    (tmp_path / "a.png").write_bytes(WHOLE["a.png"])
+    for name in names:
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+    assert passed_over(tmp_path, recwarn) == [line]
+
+
+def test_what_systems_and_this_project_leave_is_not_worth_a_word(tmp_path, recwarn):
+    for name in ("a.png", ".DS_Store", "._a.png", "Thumbs.db", "desktop.ini", "edits.csv", "manifest.json"):
+        (tmp_path / name).touch()
+    for name in (".git", "masks", "__MACOSX"):
+        (tmp_path / name).mkdir()
+    assert passed_over(tmp_path, recwarn) == []
+
+
+def test_a_link_in_a_circle_without_an_image_s_name_is_passed_over(tmp_path, recwarn):
+    (tmp_path / "a.png").write_bytes(WHOLE["a.png"])
+    (tmp_path / "loop").symlink_to("loop")
+    assert passed_over(tmp_path, recwarn) == ["1 file passed over (1 without a suffix)"]
+
+
+COMPOSED, DECOMPOSED = "\u00e9", "e\u0301"  # é, as Windows and Linux write it, and as macOS may
+
+
+@pytest.mark.parametrize("spellings", [(COMPOSED, DECOMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED, COMPOSED)])
+def test_both_spellings_of_a_name_are_paired(spellings, tmp_path):
+    source, generated, truth = (tmp_path / name for name in ("source", "generated", "truth"))
+    for folder, stem in zip((source, generated, truth), spellings, strict=True):
+        folder.mkdir()
+        for name in (stem, "z"):
+            (folder / f"{name}.png").write_bytes(WHOLE["a.png"])
+    folders, pairing = pair(generated, source, truth)
+    assert pairing == Pairing(sorted([spellings[0], "z"]), [], [])  # under the source's name
+    assert folders.generated[spellings[0]] == generated / f"{spellings[1]}.png"
+    assert folders.source[spellings[0]] == source / f"{spellings[0]}.png"
+    assert folders.ground_truth == {
+        name: truth / f"{s}.png" for name, s in zip([spellings[0], "z"], [spellings[2], "z"], strict=True)
+    }
+
+
+def test_both_spellings_in_one_folder_are_refused(tmp_path):
+    for stem in (COMPOSED, DECOMPOSED):
+        (tmp_path / f"{stem}.png").write_bytes(WHOLE["a.png"])
+    with pytest.raises(ValueError, match="have one stem, which pairs images; rename one"):
+        by_stem(tmp_path)
+
+
+def test_the_ids_of_a_folder_are_the_names_on_the_disk(tmp_path):
+    """Runs that are there keep their images: neither spelling is changed."""
+    for stem in (DECOMPOSED, "\u00fc"):
+        (tmp_path / f"{stem}.png").write_bytes(WHOLE["a.png"])
+    assert prepared(tmp_path, tmp_path / "cache").ids == (DECOMPOSED, "\u00fc")
 
 
 def test_a_link_to_a_photo_is_followed(tmp_path):

@@ -85,6 +85,23 @@ def test_the_cache_of_references_executes_nothing(write, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("name", [name for name in READERS if not name.startswith(("network", "reference"))])
+def test_what_a_failed_download_leaves_is_named(name, tmp_path):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
+    with pytest.raises(ValueError, match=f"{name} is a pointer of git-lfs, not weights; run `git lfs pull`"):
+        READERS[name](tmp_path / name)
+
+
+def test_networks_of_metrics_are_finite(tmp_path):
+    from torchvision.models import squeezenet1_1
+
+    state = squeezenet1_1().state_dict()
+    state["features.0.bias"][3] = torch.nan
+    torch.save(state, tmp_path / "squeezenet.pth")
+    with pytest.raises(ValueError, match=r"squeezenet.pth holds NaN or Inf in features.0.bias; the file is damaged"):
+        lpips_network(str(tmp_path / "squeezenet.pth"), "squeeze")
+
+
 def test_the_payload_works(tmp_path):
     """Else the tests above would prove nothing."""
     bare(tmp_path / "evil", tmp_path / "executed")

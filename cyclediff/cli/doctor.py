@@ -17,14 +17,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from cyclediff.data.assets import locate
 from cyclediff.pets.folders import PETS
 from cyclediff.runtime.record import PACKAGES
 from cyclediff.studies.requirements import HUB_LOADERS, MethodFile, method_files
+from eval import terminal
 
 MORE_PACKAGES = ("transformers", "open_clip_torch", "wandb")
 SIZES = {"B": "base", "L": "large"}  # letters of OpenAI's ViT-B-32 and ViT-L-14 → the hub's names
@@ -58,23 +57,22 @@ def main(config_dir: str, overrides: Sequence[str] = ()) -> None:
         config_dir: the folder of the configuration.
         overrides: settings that move folders, such as paths.checkpoints=DIR.
     """
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(width=150, highlight=False)
+    console = terminal.console()
     base = _compose(config_dir, list(overrides))
     facts = Table("here", "", box=box.SIMPLE_HEAD)
     for key, value in {**versions(), **devices(), **places(base.paths), **services()}.items():
-        facts.add_row(key, escape(value))
+        facts.add_row(key, value)
     console.print(facts)
     table = Table("experiment", "runs now", "methods that run now", "not here", box=box.SIMPLE_HEAD)
     names = sorted(path.stem for path in Path(config_dir, "experiment").glob("*.yaml"))
     found = [inspect(name, config_dir, overrides) for name in names]
     for experiment in found:
-        table.add_row(experiment.name, *(escape(cell) for cell in cells(experiment)))
+        table.add_row(experiment.name, *cells(experiment))
     console.print(table)
     if any(experiment.missing for experiment in found):
         console.print(
-            "`python scripts/assets.py fetch EXPERIMENT` gets the files that have a direct address, `python "
-            "scripts/assets.py status EXPERIMENT` says how to get the others; a run itself downloads from the hub.",
+            "`python scripts/assets.py fetch EXPERIMENT` gets all that a program can get, the hub's files too, and "
+            "says what a person must get; a run itself downloads from the hub, too.",
             soft_wrap=True,
         )
 

@@ -1,6 +1,7 @@
 """Mistakes on the command line: one sentence for each, which says what exists."""
 
 import difflib
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -21,19 +22,25 @@ from hydra.errors import (
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from cyclediff.cli import arguments
 from cyclediff.errors import UserError
 from cyclediff.runtime import distributed, stop
+from eval import terminal
+
+AMBIGUOUS = "Ambiguous value for argument '(.*?)'\n"  # in Hydra's message
 
 
 @contextmanager
 def reported(config_dir: str) -> Iterator[None]:
     """End the program with one sentence and exit code 2 where its user can correct what is wrong.
 
-    Of several processes one prints it, and all end. That holds for errors with a traceback, too.
+    Of several processes one prints it, and all end. That holds for errors with a traceback, too. What the terminal
+    cannot show is replaced.
 
     Args:
         config_dir: the folder of the configuration, to say what could have been written.
     """
+    terminal.adapt_output()
     try:
         yield
     except UserError as error:
@@ -72,13 +79,34 @@ def explain(error: Exception, overrides: list[str], config_dir: str) -> str:
         group, _, option = name.rpartition("/")
         return f"there is no {group} named {option}; choose {_listed(option, error.options)}"
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is not a setting; write KEY=VALUE, for example method=sdedit"
+        key, _, value = str(error.override).partition("=")
+        right = arguments.quoted(str(error.override))
+        if right is None or not value or not right.isprintable():
+            return f"{error.override!r} is not a setting; write KEY=VALUE, for example method=sdedit"
+        return f"the value of {key}, {value}, has characters that mean something else here; as text, write {right}"
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         for override in overrides:
             unknown = _unknown_key(override, overrides, config_dir)
             if unknown:
                 return unknown
+    if found := re.search(AMBIGUOUS, str(error), re.DOTALL):
+        single = [override for override in overrides if not arguments.is_sweep(override)]
+        cause = _composition_error(single, config_dir)  # Hydra takes the mode of a configuration with a mistake for RUN
+        if cause:
+            return explain(cause, single, config_dir)
+        right = arguments.quoted(found[1])
+        return f"{found[1]} has a comma; write {right} if that is one value, or add --multirun for a run with each part"
     return " ".join(str(error).split())
+
+
+def _composition_error(overrides: list[str], config_dir: str) -> Exception | None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir, version_base=None):
+        try:
+            compose("config", overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            return error
+    return None
 
 
 def _unknown_key(override: str, overrides: list[str], config_dir: str) -> str | None:
@@ -87,8 +115,8 @@ def _unknown_key(override: str, overrides: list[str], config_dir: str) -> str | 
         key = OverridesParser.create().parse_override(override).key_or_group
     except HydraException:
         return None
-    if Path(config_dir, key.split("@")[0]).is_dir():
-        return None  # a group: Hydra's own message says what is wrong with it
+    if Path(config_dir, key.split("@")[0]).is_dir() or key.startswith("hydra."):
+        return None  # a group, or a setting of Hydra: its own message says what is wrong with it
     groups = [o for o in overrides if Path(config_dir, o.lstrip("+~").split("=")[0].split("@")[0]).is_dir()]
     chosen = [o.split(",")[0] for o in groups]  # of a sweep's values the first
     GlobalHydra.instance().clear()

@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cyclediff.cli import errors, sweep
+from cyclediff.cli.arguments import as_written, require_texts
 from cyclediff.data.assets import ROOT
 from cyclediff.errors import UserError
 from cyclediff.loggers import log as loggers
@@ -36,6 +37,7 @@ CHANGES = r"\+*(method\.|task\.|steps|timesteps|strength|selection|protocol\.|mo
 def run_one(cfg: DictConfig) -> tuple[Path, str]:
     """Complete one run and refresh its task's table; returns the task's folder and the digest of its data."""
     distributed.start()
+    require_texts(cfg)
     logger: Any = OmegaConf.to_container(cfg.logger, resolve=True)
     require_whole_number(cfg, "batch_size", 1, "auto")
     require_whole_number(cfg, "seed", 0)
@@ -106,6 +108,7 @@ def main() -> None:
             digests.add(digest)
 
     with errors.reported(CONFIG):
+        sys.argv[1:] = as_written(sys.argv[1:])
         if sys.argv[1:2] == ["doctor"]:
             from cyclediff.cli.doctor import main as doctor
 

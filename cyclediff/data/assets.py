@@ -4,10 +4,12 @@ import contextlib
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from omegaconf import OmegaConf
 
@@ -18,19 +20,64 @@ ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class Asset:
-    """A file of weights, or a folder of images.
+class Pin:
+    """What is known of the bytes of a file.
 
     Args:
-        name: the published file name, or the folder's name.
-        kind: "checkpoints" or "datasets".
+        sha256: of the whole file; None where nobody has published it.
+        size: in bytes, if known.
+        strict: whether another file is refused. Where one source alone says so, there is only a warning.
+        source: who says so.
+        within: by how many bytes the size may differ; above 0 the size is a guess from the architecture.
+    """
+
+    sha256: str | None
+    size: int | None
+    strict: bool
+    source: str
+    within: int = 0
+
+    def size_fault(self, size: int) -> str | None:
+        """What is wrong with a size in bytes; None if nothing is."""
+        if self.size is None or abs(size - self.size) <= self.within:
+            return None
+        if self.within:
+            return (
+                f"it has {size} bytes, where {self.size} ± {self.within} are expected (a guess, because no checksum is "
+                f"public: the size of {self.source})"
+            )
+        return f"it has {size} bytes, not the {self.size} that are pinned (by {self.source})"
+
+    def fault(self, size: int, sha256: str) -> str | None:
+        """What is wrong with a file of this size and sha256; None if nothing is."""
+        if self.sha256 and sha256 != self.sha256:
+            return f"it has sha256 {sha256}, not the pinned {self.sha256} (by {self.source})"
+        return self.size_fault(size)
+
+    def label(self) -> str:
+        """In a few words, for people."""
+        if self.sha256:
+            return f"sha256 {self.sha256} (by {self.source})"
+        return f"sha256 not pinned yet; some {(self.size or 0) / 1e6:.0f} MB expected (a guess)"
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file of weights, a folder of images, or a repository of the Hugging Face hub.
+
+    Args:
+        name: the published file name, the folder's name, or the repository's id.
+        kind: "checkpoints", "datasets" or "hub".
         what: what it is, for people.
         used_by: experiments.
         licence: as far as a source states it.
-        size: in bytes, if known.
-        sha256: if someone has pinned it.
+        pin: of the file, or of the data set's archive.
         note: what else to know.
         urls: addresses with their origin (`from`) and what is known of them (`known`).
+        archive: name of the data set's archive.
+        holds: folders of the data set with their number of images; None is not counted.
+        files: of the repository, or patterns of them.
+        pins: of files of the repository.
     """
 
     name: str
@@ -38,10 +85,13 @@ class Asset:
     what: str
     used_by: list[str]
     licence: str
-    size: int | None
-    sha256: str | None
-    note: str | None
-    urls: list[dict[str, str]]
+    pin: Pin | None = None
+    note: str | None = None
+    urls: list[dict[str, str]] = field(default_factory=list)
+    archive: str | None = None
+    holds: dict[str, int | None] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    pins: dict[str, Pin] = field(default_factory=dict)
 
     def direct_urls(self) -> list[str]:
         """Addresses that answer with the file itself."""
@@ -55,19 +105,27 @@ class Asset:
 def catalogue(conf: Path) -> dict[str, Asset]:
     """Every known asset by its name, from conf/assets.yaml."""
     content: Any = OmegaConf.to_container(OmegaConf.load(conf / "assets.yaml"))
-    return {
-        name: Asset(name=name, kind=kind, **entry) for kind, group in content.items() for name, entry in group.items()
-    }
+    found = {}
+    for kind, group in content.items():
+        for name, entry in group.items():
+            pin = Pin(**entry.pop("pin")) if "pin" in entry else None
+            pins = {file: Pin(**pinned) for file, pinned in entry.pop("pins", {}).items()}
+            found[name] = Asset(name=name, kind=kind, pin=pin, pins=pins, **entry)
+    return found
 
 
 def direct_url(url: str) -> str | None:
     """The address under which a sharing service serves the file of a link; None where only a browser gets it."""
     if found := re.match(r"https://drive\.google\.com/file/d/([\w-]+)", url):
         return f"https://drive.usercontent.google.com/download?id={found[1]}&export=download&confirm=t"
-    if url.startswith("https://www.dropbox.com/"):
-        return url.split("?")[0] + "?dl=1"
-    by_hand = ("https://drive.google.com/", "https://1drv.ms/", "https://huggingface.co/datasets/")
-    return None if url.startswith(by_hand) else url
+    parts = urlsplit(url)
+    if parts.hostname == "www.dropbox.com":  # the rest of the query stays: newer links need their rlkey
+        query = [(key, value) for key, value in parse_qsl(parts.query, keep_blank_values=True) if key != "dl"]
+        return urlunsplit(parts._replace(query=urlencode([*query, ("dl", "1")])))
+    if parts.hostname == "huggingface.co" and "/resolve/" in parts.path:
+        return url
+    by_hand = ("drive.google.com", "1drv.ms", "huggingface.co", "forms.gle")
+    return None if parts.hostname in by_hand else url
 
 
 def locate(path: str) -> Path:
@@ -91,7 +149,8 @@ def fingerprint(path: Path, assets: dict[str, Asset], cache: Path) -> str:
         cache: folder of known checksums.
 
     Raises:
-        UserError: if the file's sha256 is pinned and another.
+        UserError: if the file's sha256 is pinned by several sources and another. Files that
+            scripts/make_random_checkpoints.py wrote are let through: every table says what they are.
     """
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
@@ -99,11 +158,26 @@ def fingerprint(path: Path, assets: dict[str, Asset], cache: Path) -> str:
         names = "".join(f"{file.relative_to(path).as_posix()}{known[file]}" for file in files)
         return hashlib.sha256(names.encode()).hexdigest()
     digest, asset = cached_sha256([path], cache)[path], assets.get(path.name)
-    if asset and asset.sha256 and asset.sha256 != digest:
+    pin = asset.pin if asset and asset.kind == "checkpoints" else None
+    if pin and pin.strict and pin.sha256 not in (None, digest) and not _carries_mark(path):
         raise UserError(
-            f"{path} has sha256 {digest}, conf/assets.yaml pins {asset.sha256}; get the file again, or pin the new one"
+            f"{path} has sha256 {digest}, conf/assets.yaml pins {pin.sha256} (by {pin.source}); get the file again, or "
+            "change the pin if you trust yours"
         )
     return digest
+
+
+def _carries_mark(path: Path) -> bool:
+    """Whether one of the tensors in a file of torch's begins with the mark of random weights; no code in it runs."""
+    from eval.random_mark import MARK
+
+    mark = MARK.numpy().tobytes()
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = [name for name in file.namelist() if "/data/" in name]
+            return any(file.open(name).read(len(mark)) == mark for name in names)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError):  # no zip, or none of torch's
+        return False
 
 
 def cached_sha256(files: Sequence[Path], cache: Path) -> dict[Path, str]:
@@ -151,12 +225,12 @@ def missing_screen(task: str, needed: Iterable[Path], assets: dict[str, Asset], 
     for path in missing:
         asset = assets.get(path.name) or next((a for n, a in assets.items() if n in path.parts), None)
         lines.append(f"  {path}")
-        if asset and asset.kind == "datasets":
-            lines.append(f"      {asset.what}: {asset.note}")
-        elif asset:
-            ways = [*asset.direct_urls(), *asset.by_hand()]
-            more = f"  (+ {len(ways) - 1} more)" if len(ways) > 1 else ""
-            lines += [f"      {asset.what}; sha256 {asset.sha256 or 'not pinned yet'}", f"      {ways[0]}{more}"]
+        if asset:
+            direct, by_hand = asset.direct_urls(), asset.by_hand()
+            known = asset.pin.label() if asset.pin else "sha256 not pinned yet"
+            address, *others = [*direct, *(f"by hand: {url}" for url in by_hand)]
+            more = f"  (+ {len(others)} more)" if others else ""
+            lines += [f"      {asset.what}", *([] if asset.archive else [f"      {known}"]), f"      {address}{more}"]
     lines += [
         f"here: {', '.join(here) or 'none'}",
         f"get:  python scripts/assets.py fetch {task}; `status {task}` lists all",

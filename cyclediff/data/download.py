@@ -1,28 +1,21 @@
-"""Downloads that continue after a break, and are checked before they get their name; archives that stay inside."""
+"""Downloads that continue after a break, and are checked before they get their name."""
 
-import gzip
 import json
-import lzma
-import os
 import shutil
-import stat
-import tarfile
-import tempfile
 import time
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import requests
 from filelock import FileLock
+from urllib3.exceptions import NewConnectionError
 
-from cyclediff.data.assets import file_sha256
+from cyclediff.data.assets import Pin, file_sha256
 from cyclediff.errors import UserError
 
 CHUNK = 1 << 16  # a chunk that a broken connection cuts is lost
 TRIES = 5  # in a row without a new byte
+UNREACHABLE_TRIES = 2  # where no connection comes about: mostly there is no network at all
 Check = Callable[[Path], object]
 Report = Callable[[int, int | None], None]
 
@@ -32,7 +25,7 @@ class MirrorError(Exception):
 
 
 def fetch(
-    urls: list[str], target: Path, sha256: str | None, check: Check, report: Report, stall: float = 30, pause: float = 1
+    urls: list[str], target: Path, pin: Pin | None, check: Check, report: Report, stall: float = 30, pause: float = 1
 ) -> str:
     """Get a file from the first mirror that gives it; returns its sha256.
 
@@ -41,7 +34,7 @@ def fetch(
     Args:
         urls: mirrors, in this order.
         target: the file.
-        sha256: what it must be, if known.
+        pin: what is known of its bytes. Only a strict one refuses a file; a wrong size is refused before the download.
         check: raises UserError if the file is not what it should be.
         report: called with bytes so far and in total.
         stall: seconds without a byte after which a connection is given up.
@@ -56,10 +49,10 @@ def fetch(
     with FileLock(target.with_name(f".{target.name}.lock")):
         for url in urls:
             try:
-                _complete(url, part, report, stall, pause)
+                _complete(url, part, pin, report, stall, pause)
                 digest = file_sha256(part)
-                if sha256 and digest != sha256:
-                    raise MirrorError(f"sha256 {digest}, not the pinned {sha256}")
+                if pin and pin.strict and (fault := pin.fault(part.stat().st_size, digest)):
+                    raise MirrorError(fault)
                 check(part)
             except (MirrorError, UserError) as error:
                 failures.append(f"{url}: {error}")
@@ -76,24 +69,24 @@ class Interrupted(MirrorError):
     """The address gave a part of the file, which is kept."""
 
 
-def _complete(url: str, part: Path, report: Report, stall: float, pause: float) -> None:
+def _complete(url: str, part: Path, pin: Pin | None, report: Report, stall: float, pause: float) -> None:
     """Fill `part` from one address, over as many connections as it takes."""
     idle = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            for total in _continue(url, part, stall):
+            for total in _continue(url, part, pin, stall):
                 report(part.stat().st_size, total)
             return
         except (requests.RequestException, OSError) as error:
             gained = (part.stat().st_size if part.exists() else 0) > before
             idle = 0 if gained else idle + 1
-            if idle >= TRIES:
+            if idle >= (TRIES if not _is_unreachable(error) else UNREACHABLE_TRIES):
                 raise Interrupted(_reason(error)) from error
             time.sleep(pause * 2**idle)
 
 
-def _continue(url: str, part: Path, stall: float) -> Iterator[int | None]:
+def _continue(url: str, part: Path, pin: Pin | None, stall: float) -> Iterator[int | None]:
     """One connection: yields the total size after each chunk, returns when the file is whole."""
     note = _note(part)
     known = json.loads(note.read_text()) if note.exists() else {}
@@ -104,6 +97,7 @@ def _continue(url: str, part: Path, stall: float) -> Iterator[int | None]:
         if known.get("etag"):
             headers["If-Range"] = known["etag"]
     with requests.get(url, headers=headers, stream=True, timeout=(10, stall)) as answer:
+        require_no_downgrade(url, [*(step.url for step in answer.history), answer.url])
         if answer.status_code == 416 and have == known.get("total"):
             return
         if answer.status_code not in (200, 206):
@@ -117,6 +111,11 @@ def _continue(url: str, part: Path, stall: float) -> Iterator[int | None]:
         start = have if resumed else 0
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length else None
+        if total is not None and pin and pin.strict and (fault := pin.size_fault(total)):
+            raise MirrorError(fault)
+        free = shutil.disk_usage(part.parent).free
+        if total is not None and total - start > free:
+            raise Interrupted(f"{(total - start) / 1e9:.1f} GB are to come, and the disk has {free / 1e9:.1f} GB left")
         note.write_text(json.dumps({"url": url, "etag": answer.headers.get("ETag"), "total": total}))
         with part.open("ab" if resumed else "wb") as file:
             for chunk in answer.iter_content(CHUNK):
@@ -127,64 +126,14 @@ def _continue(url: str, part: Path, stall: float) -> Iterator[int | None]:
         raise requests.ConnectionError(f"the connection ended after {part.stat().st_size} of {total} bytes")
 
 
-def unpack(archive: Path, folder: Path) -> int:
-    """Extract a zip or tar into a folder; returns the number of files.
-
-    It is extracted beside the folder and moved there when complete, so that a damaged archive leaves nothing.
+def require_no_downgrade(url: str, visited: Sequence[str]) -> None:
+    """Require that an address of https does not lead to plain http.
 
     Raises:
-        UserError: if it is no archive, is damaged or encrypted, is larger than the disk has room for, or a member would
-            land outside of the folder or is neither a file nor a folder.
+        MirrorError: if it does.
     """
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as file:
-                infos = file.infolist()
-                for info in infos:
-                    kind = stat.S_IFMT(info.external_attr >> 16)
-                    _require_inside(archive, info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
-                return _extract(archive, sum(info.file_size for info in infos), folder, file.extractall)
-        with tarfile.open(archive) as file:
-            members = file.getmembers()
-            while file.fileobj and file.fileobj.read(CHUNK):  # to the checksum at the end, which tarfile leaves unread
-                pass
-            for member in members:
-                _require_inside(archive, member.name, member.isfile() or member.isdir())
-            extract = partial(file.extractall, members=members, filter="data")
-            return _extract(archive, sum(member.size for member in members), folder, extract)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{archive} is damaged or neither zip nor tar ({reason}); get it again") from error
-    except (RuntimeError, NotImplementedError, ValueError) as error:  # encrypted, or a compression without a decoder
-        raise UserError(f"{archive} cannot be extracted here ({error}); extract it by other means") from error
-
-
-def _require_inside(archive: Path, name: str, plain: bool) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if not plain or path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
-        raise UserError(
-            f"{archive} holds {name!r}, which would leave the folder or is a link or a device; nothing was extracted"
-        )
-
-
-def _extract(archive: Path, size: int, folder: Path, extract: Callable[[Path], object]) -> int:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    if size > free:
-        raise UserError(f"{archive} holds {size / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB left; make room")
-    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder.parent) as staging:
-        extract(Path(staging))
-        files = [path for path in Path(staging).rglob("*") if path.is_file()]
-        targets = [folder / path.relative_to(staging) for path in files]
-        for target in targets:
-            if not target.parent.resolve().is_relative_to(folder.resolve()):  # through a link that was there before
-                raise UserError(
-                    f"{archive} would write to {target.parent.resolve()}, through a link in {folder}; remove the link"
-                )
-        for path, target in zip(files, targets, strict=True):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-    return len(files)
+    if url.startswith("https:") and not all(step.startswith("https:") for step in visited):
+        raise MirrorError("it leads to plain http, where anyone on the way can change the file")
 
 
 def _note(part: Path) -> Path:
@@ -196,7 +145,15 @@ def _forget(part: Path) -> None:
     _note(part).unlink(missing_ok=True)
 
 
+def _is_unreachable(error: Exception) -> bool:
+    """Whether no connection came about: no such host, or it refuses."""
+    cause = getattr(error.args[0] if error.args else None, "reason", None)
+    return isinstance(cause, NewConnectionError)
+
+
 def _reason(error: Exception) -> str:
+    if _is_unreachable(error):
+        return "it cannot be reached; check the connection"
     if "timed out" in str(error):
         return "it stopped answering"
     return str(error)[:200]

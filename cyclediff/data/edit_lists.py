@@ -5,7 +5,6 @@ that may change, `masks/<id>.png`.
 """
 
 import csv
-import io
 import json
 import os
 import re
@@ -21,12 +20,15 @@ from PIL import Image
 
 from cyclediff.data.folders import EDITS, Folder, cached_folder, digest_of, plain, read_photo, sha256_of, write_edits
 from cyclediff.data.images import square, write_png
+from cyclediff.data.tables import read_table
 from cyclediff.errors import UserError
+from eval.files import find_file
 
 FORMATS = (
     "CycleDiffusion's translate-text.json, PIE-Bench's mapping_file.json or a CSV in UTF-8 with the columns image, "
     "source and target"
 )
+NEEDED, EXTRA = ("image", "source", "target"), ("id", "category")  # columns of a CSV
 PIE_CATEGORIES = (  # by editing_type_id
     "random",
     "change-object",
@@ -250,31 +252,10 @@ def _pie_bench(entries: dict[str, Any], file: str) -> list[_Row]:
 
 
 def _own(text: str, path: Path) -> list[_Row]:
-    try:
-        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True))
-    except csv.Error as error:
-        raise UserError(
-            f'{path} is not a valid CSV ({error}); close every quote, and write "" for one inside'
-        ) from error
-    header = [name.strip().lower() for name in lines[0]] if lines else []
-    needed = ("image", "source", "target")
-    if set(needed) - set(header) or len(set(header)) < len(header):
-        raise UserError(
-            f"the first line of {path} has the columns {', '.join(header) or '(none)'}; needed are "
-            f"{', '.join(needed)}, and id and category if wanted, each once and separated by commas"
-        )
     rows = []
-    for number, line in enumerate(lines[1:], 2):  # as a spreadsheet counts
-        if not any(cell.strip() for cell in line):
-            continue
-        where = f"{path.name}, row {number}"
-        if len(line) > len(header):
-            raise UserError(
-                f'{where}: {len(line)} cells for {len(header)} columns; put a text that has commas in "quotes"'
-            )
-        cells = dict(zip(header, line, strict=False))
-        image, source, target = _fields(cells, needed, where)
-        own, category = (cells.get(name, "").strip() for name in ("id", "category"))
+    for where, cells in read_table(text, path, NEEDED, EXTRA):
+        image, source, target = _fields(cells, NEEDED, where)
+        own, category = (cells.get(name, "").strip() for name in EXTRA)
         row_id = _checked_id(own, where) if own else _numbered(len(rows), image)
         rows.append(_Row(where, row_id, image, source, target, category))
     return rows
@@ -321,7 +302,7 @@ def _refuse_equal_ids(rows: Iterable[_Row]) -> None:
 def _find(row: _Row, places: Sequence[Path]) -> Path | None:
     """The image below one of the places, links followed; what leads out of them is refused, not read."""
     try:
-        candidates = [(place / row.image).resolve() for place in places]
+        candidates = [find_file(place, row.image).resolve() for place in places]
         roots = [place.resolve() for place in places]
         if not all(any(candidate.is_relative_to(root) for root in roots) for candidate in candidates):
             raise UserError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cyclediff.data.assets import file_sha256
-from cyclediff.data.images import image_size, read_photo, square, write_atomically, write_png
+from cyclediff.data.images import check_picture, image_size, read_photo, square, write_atomically, write_png
 from cyclediff.errors import UserError
 from eval import files
 
@@ -92,8 +92,14 @@ def prepare_photos(folder: Path, limit: int | None, size: int, resize: str, cach
 
 
 def raw_folder(folder: Path) -> Folder:
-    """A folder of images that is used as it is."""
+    """A folder of images that is used as it is.
+
+    Raises:
+        UserError: if the folder is missing or empty, or a file's header says that it cannot be read as one picture.
+    """
     paths = list_images(folder)
+    for path in paths:
+        check_picture(path)
     hashes = {path.name: sha256_of(path) for path in paths}
     return Folder(folder, tuple(path.stem for path in paths), plain(folder.resolve().name), digest_of(hashes))
 

@@ -3,6 +3,7 @@
 import io
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = bytes.fromhex("00000000 49454e44 ae426082")  # the IEND chunk: length, name, CRC
-RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -36,6 +41,19 @@ def read_photo(path: Path) -> Image.Image:
     """`read_rgb` without Pillow's own warnings; not for several threads at once, which share their filters."""
     with warnings.catch_warnings(action="ignore"):
         return read_rgb(path)
+
+
+def check_picture(path: Path) -> None:
+    """`eval.files.check_picture`: what an image file's header says against reading it.
+
+    Raises:
+        UserError: if it is no image, too large, several pictures, or of 32 bits.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            files.check_picture(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -105,13 +123,49 @@ def read_batch(paths: list[Path]) -> "Tensor":
     return torch.stack([torch.from_numpy(np.array(read_rgb(path))) for path in paths]).permute(0, 3, 1, 2)
 
 
+def read_mask(path: Path, size: int) -> "Tensor":
+    """A mask from a picture, prepared as source images are: its centred square, resized to the nearest pixels.
+
+    Args:
+        path: the picture; what is at least half white is marked.
+        size: height and width.
+
+    Returns:
+        bool (1, size, size).
+
+    Raises:
+        UserError: if it cannot be decoded, or marks every pixel or none.
+    """
+    import torch
+
+    grey = square(read_rgb(path), size, "nearest").convert("L")
+    mask = torch.from_numpy(np.array(grey) >= 128)[None]
+    if mask.all() or not mask.any():
+        raise UserError(f"{path} marks {'every' if mask.all() else 'no'} pixel; a mask is white in some parts only")
+    return mask
+
+
 def from_uint8(image: "Tensor") -> "Tensor":
     """uint8 in 0 … 255 → float32 in [-1, 1]."""
     return image.float() / 127.5 - 1
 
 
-def to_uint8(image: "Tensor") -> "Tensor":
-    """Float in [-1, 1] → the nearest uint8; values outside are clamped."""
+def to_uint8(image: "Tensor", ids: Sequence[str] = ()) -> "Tensor":
+    """Float in [-1, 1] → the nearest uint8; values outside are clamped.
+
+    Args:
+        image: (n, c, h, w), or one image without n.
+        ids: of the images, for the message.
+
+    Raises:
+        UserError: if a pixel is NaN or Inf, which no uint8 shows.
+    """
+    if not image.isfinite().all():
+        row = int(image.flatten(1).isfinite().all(1).logical_not().nonzero()[0])
+        raise UserError(
+            f"the decoder gave NaN or Inf for image {ids[row] if ids else row}; finished images are kept, check the "
+            "weights, and instead of float16 try dtype=bfloat16 or dtype=float32"
+        )
     return ((image.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 

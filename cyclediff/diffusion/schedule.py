@@ -23,6 +23,34 @@ def scaled_linear_betas(num_train: int = 1000, start: float = 0.00085, end: floa
     return torch.linspace(start**0.5, end**0.5, num_train, dtype=torch.float64) ** 2
 
 
+def cosine_betas(num_train: int = 1000) -> Tensor:
+    """Betas of the cosine schedule (arXiv 2102.09672, Eq. 17), none above 0.999; float64 (num_train,)."""
+    u = torch.arange(num_train + 1, dtype=torch.float64) / num_train
+    alpha_bar = ((u + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+
+
+def named_betas(schedule: str, num_train: int) -> Tensor:
+    """Betas of guided-diffusion's named schedules; float64 (num_train,).
+
+    "linear": DDPM's, whose ends are scaled by 1000 / num_train, so that other numbers of timesteps end at about the
+    same noise. "cosine": see `cosine_betas`.
+
+    Raises:
+        ValueError: if there is no such schedule, or num_train is no number of timesteps for it.
+    """
+    if not isinstance(num_train, int) or num_train < 2:
+        raise ValueError(f"num_train_timesteps must be a whole number from 2; got {num_train}")
+    if schedule == "cosine":
+        return cosine_betas(num_train)
+    if schedule != "linear":
+        raise ValueError(f"schedule must be linear or cosine; got {schedule}")
+    scale = 1000 / num_train
+    if scale * 0.02 >= 1:
+        raise ValueError(f"the linear schedule needs more than 20 timesteps; got {num_train}")
+    return linear_betas(num_train, scale * 1e-4, scale * 0.02)
+
+
 def alpha_bar_from_betas(betas: Tensor) -> Tensor:
     """Cumulative product of 1 - beta (arXiv 2006.11239, Eq. 4); float64, same shape."""
     return torch.cumprod(1 - betas.double(), dim=0)

@@ -20,9 +20,22 @@ from torch import Tensor
 
 
 def transitions(alpha_bar: Tensor, timesteps: Tensor, end: float = 1.0) -> Iterator[tuple[int, float, float]]:
-    """Walk decreasing `timesteps` down to level `end`: (t, alpha_bar, alpha_bar_prev) of each transition."""
+    """Walk decreasing `timesteps` down to level `end`: (t, alpha_bar, alpha_bar_prev) of each transition.
+
+    Raises:
+        ValueError: if a step would start where x_t has no signal, so that no eps gives x0.
+    """
     levels = [*alpha_bar[timesteps.cpu()].tolist(), end]
+    _require_signal(min(levels))
     yield from zip(timesteps.tolist(), levels[:-1], levels[1:], strict=True)
+
+
+def _require_signal(alpha_bar: float) -> None:
+    if alpha_bar == 0:
+        raise ValueError(
+            "the last timestep of this model has no signal (zero terminal SNR), so a step cannot start there; choose "
+            "fewer timesteps or timesteps=diffusers, so that the sampler starts below it"
+        )
 
 
 def batch_of(t: int, x: Tensor) -> Tensor:
@@ -36,7 +49,12 @@ def q_sample(x0: Tensor, alpha_bar: float, noise: Tensor) -> Tensor:
 
 
 def predict_x0(xt: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
-    """x0_hat from eps, DDIM Eq. 9."""
+    """x0_hat from eps, DDIM Eq. 9.
+
+    Raises:
+        ValueError: if there is no signal in x_t.
+    """
+    _require_signal(alpha_bar)
     return (xt - math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha_bar)
 
 

@@ -57,6 +57,7 @@ def _try(folder: Path, scores_folder: Path, settings: Mapping[str, Any], mode: s
     limit = OFFLINE_LIMIT if mode == "offline" else settings["timeout"]
     staging = home / "staging" / run_id  # of tables and images, which `wandb sync` reads later
     environment = os.environ | {
+        "PYTHONIOENCODING": "utf-8:backslashreplace",  # what is read below
         "WANDB_SILENT": "true",
         "WANDB_ERROR_REPORTING": "false",
         "WANDB_DATA_DIR": str(staging.resolve()),

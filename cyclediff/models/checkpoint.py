@@ -2,7 +2,7 @@
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +12,32 @@ from torch import Tensor
 
 from cyclediff.errors import UserError
 from eval.random_mark import is_random
+from eval.weight_files import disguise
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-AVERAGES = ("ema_state_dict", "model_ema", "ema", "state_dict_ema")
+StateDict = dict[str, Tensor]
+DEPTH = 5  # of wrappers in wrappers
 
 
-def read_checkpoint(path: Path, ema: bool = True, suffix: str | None = None) -> dict[str, Tensor]:
+def read_checkpoint(path: Path, suffix: str | None = None) -> dict[str, StateDict]:
     """Read a .pt, .pth, .ckpt or .safetensors file of weights.
-
-    Plain state dicts, state dicts in a wrapper, and the list that DDPM training scripts save (network, optimizer,
-    epoch, step, average) are understood; a prefix `module.`, which DataParallel leaves, is removed.
 
     Args:
         path: the file.
-        ema: which to take where the file holds a network and its moving average.
         suffix: of the published name, if the file has another at the moment.
+
+    Returns:
+        Every group of tensors in the file, by its place in dots: "" for a plain state dict, "model" for one in a
+        wrapper of this name, "[4]" for the fifth of a list. A list of tensors has its numbers for names.
 
     Raises:
         UserError: if the file is missing, damaged, needs code to be read, or holds no weights.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; `python scripts/assets.py status` lists where files come from")
-    content = _load(path, suffix or path.suffix)
-    state = _weights(content, ema)
-    if state is None:
+    found = dict(_groups(_load(path, suffix or path.suffix)))
+    if not found:
         raise UserError(f"{path} holds no network weights; expected a dictionary of tensors")
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return state
+    return found
 
 
 def is_torchscript(path: Path) -> bool:
@@ -50,18 +48,18 @@ def is_torchscript(path: Path) -> bool:
 def carries_mark(path: Path) -> bool:
     """Whether a file of weights, or the UNet of a diffusers folder, carries the mark; hub ids are not looked into."""
     files = sorted(path.glob("unet/*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
-    return any(is_random(read_checkpoint(file).values()) for file in files)
+    return any(is_random(state.values()) for file in files for state in read_checkpoint(file).values())
 
 
 def _load(path: Path, suffix: str) -> Any:
+    if found := disguise(path):
+        raise UserError(f"{path} {found}")
     with path.open("rb") as file:
-        start = file.read(64).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(f"{path} is a web page, not weights; delete it and get the file again")
+        zipped = file.read(2) == b"PK"
     try:
         if suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True if start.startswith(b"pk") else None)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True if zipped else None)
     except PermissionError:
         raise
     except Exception as error:  # a damaged file can raise anything
@@ -73,15 +71,18 @@ def _load(path: Path, suffix: str) -> Any:
         raise UserError(f"{path} is truncated, damaged or no checkpoint; get it again") from error
 
 
-def _weights(content: Any, ema: bool) -> dict[str, Tensor] | None:
-    """The state dict in what a file holds."""
-    if isinstance(content, list | tuple):  # [network, optimizer, epoch, step, average]
-        content = content[-1 if ema and len(content) >= 5 else 0] if content else None
-    if not isinstance(content, Mapping):
-        return None
-    for key in (*(AVERAGES if ema else ()), *WRAPPERS):
-        if isinstance(content.get(key), Mapping):
-            return _weights(content[key], ema)
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        return None
-    return dict(content)
+def _groups(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, StateDict]]:
+    """Every group of tensors in what a file holds."""
+    listed = isinstance(content, list | tuple)
+    if depth > DEPTH or not (listed or isinstance(content, Mapping)):
+        return
+    entries = [(f"[{i}]" if listed else str(key), value) for i, (key, value) in enumerate(_items(content, listed))]
+    tensors = {key: value for key, value in entries if isinstance(value, Tensor)}
+    if tensors:
+        yield place, tensors
+    for key, value in entries:
+        yield from _groups(value, f"{place}.{key}" if place else key, depth + 1)
+
+
+def _items(content: Any, listed: bool) -> Iterator[tuple[Any, Any]]:
+    yield from enumerate(content) if listed else content.items()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import EpsDenoiser, LearnedVarianceDenoiser
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, named_betas
 from cyclediff.errors import UserError
 from cyclediff.models import adm, ddpm
 from cyclediff.models.adm import AttentionOrder
@@ -17,10 +17,23 @@ from cyclediff.models.checkpoint import read_checkpoint
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
 from cyclediff.models.inference import for_inference
+from cyclediff.models.parts import (
+    Repository,
+    load_config,
+    load_part,
+    one_sentence,
+    quietly,
+    require_absent,
+    whole_number,
+)
 from cyclediff.models.pixel import PixelModel
-from cyclediff.models.weights import load_converted
+from cyclediff.models.scheduler import read_scheduler
+from cyclediff.models.state_dicts import choose
+from cyclediff.models.weights import load_converted, wanted_shapes
 
 Shape = tuple[tuple[str, Any], ...]  # arguments of a builder, hashable
+Schedule = tuple[str, int]  # name and number of timesteps, see `named_betas`
+Which = tuple[bool, str | None]  # state dict of a file: ema and its name, see `choose`
 Execution = tuple[str, str, str | None]  # device, dtype and compile mode, see `for_inference`
 
 
@@ -28,19 +41,25 @@ def load_adm(
     path: str,
     learn_sigma: bool,
     attention_order: AttentionOrder,
+    schedule: str = "linear",
+    num_train_timesteps: int = 1000,
     ema: bool = True,
+    state_dict: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
     compile_mode: str | None = None,
     **shape: Any,
 ) -> PixelModel:
-    """A guided-diffusion (ADM) checkpoint as a model with the linear schedule of 1000 steps.
+    """A guided-diffusion (ADM) checkpoint as a model.
 
     Args:
         path: the file.
         learn_sigma: whether the network predicts a variance.
         attention_order: "legacy" or "new", see `adm.split_qkv`.
+        schedule: of the noise in training, see `named_betas`.
+        num_train_timesteps: of that schedule.
         ema: take the moving average where the file holds a network and its average.
+        state_dict: place of the state dict in the file, where `ema` does not say which is meant; see `choose`.
         device: where it runs.
         dtype: of its evaluation, see `for_inference`.
         compile_mode: see `for_inference`.
@@ -49,46 +68,55 @@ def load_adm(
     Raises:
         UserError: if the file is not of this architecture.
     """
-    return _load_adm(path, learn_sigma, attention_order, ema, (device, dtype, compile_mode), _frozen(shape))
+    which, execution = (ema, state_dict), (device, dtype, compile_mode)
+    return _load_adm(
+        path, learn_sigma, attention_order, (schedule, num_train_timesteps), which, execution, _frozen(shape)
+    )
 
 
 @cache
 def _load_adm(
-    path: str, learn_sigma: bool, order: AttentionOrder, ema: bool, execution: Execution, frozen: Shape
-) -> PixelModel:
-    shape = dict(frozen)
-    state = read_checkpoint(Path(path), ema)
+    path: str, learn_sigma: bool, order: AttentionOrder, schedule: Schedule, which: Which, execution: Execution,
+    frozen: Shape,
+) -> PixelModel:  # fmt: skip
+    shape, alpha_bar = dict(frozen), _alpha_bar(*schedule)
     channels = 6 if learn_sigma else 3
+    with torch.device("meta"):
+        unet = adm.build(out_channels=channels, **shape)
+    names = adm.names(unet.config, unet.state_dict())
+    state = choose(read_checkpoint(Path(path)), wanted_shapes(unet, names), *which, path)
     last = state.get("out.2.weight")
     if last is not None and "input_blocks.0.0.weight" in state and last.shape[0] != channels:
         raise UserError(
             f"{path} gives {last.shape[0]} channels and learn_sigma={str(learn_sigma).lower()} expects {channels}; set "
             f"learn_sigma={str(not learn_sigma).lower()} in the model's configuration"
         )
-    with torch.device("meta"):
-        unet = adm.build(out_channels=channels, **shape)
     split = partial(adm.split_qkv, head_channels=shape["num_head_channels"], order=order)
-    load_converted(unet, state, adm.names(unet.config, unet.state_dict()), path, split)
+    load_converted(unet, state, names, path, split)
     kind = LearnedVarianceDenoiser if learn_sigma else EpsDenoiser
-    return PixelModel(
-        kind(for_inference(unet, lambda xt, t: unet(xt, t).sample, *execution), alpha_bar_from_betas(linear_betas())),
-        shape["image_size"],
-    )
+    network = for_inference(unet, lambda xt, t: unet(xt, t).sample, *execution)
+    return PixelModel(kind(network, alpha_bar), shape["image_size"], 2 ** (len(shape["channel_mult"]) - 1))
 
 
 def load_ddpm(
     path: str,
+    schedule: str = "linear",
+    num_train_timesteps: int = 1000,
     ema: bool = True,
+    state_dict: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
     compile_mode: str | None = None,
     **shape: Any,
 ) -> PixelModel:
-    """A DDPM checkpoint, as SDEdit and EGSDE use them, as a model with the linear schedule of 1000 steps.
+    """A DDPM checkpoint, as SDEdit and EGSDE use them, as a model.
 
     Args:
         path: the file.
+        schedule: of the noise in training, see `named_betas`.
+        num_train_timesteps: of that schedule.
         ema: take the moving average where the file holds a network and its average.
+        state_dict: place of the state dict in the file, see `load_adm`.
         device: where it runs.
         dtype: of its evaluation, see `for_inference`.
         compile_mode: see `for_inference`.
@@ -97,51 +125,56 @@ def load_ddpm(
     Raises:
         UserError: if the file is not of this architecture.
     """
-    return _load_ddpm(path, ema, (device, dtype, compile_mode), _frozen(shape))
+    which, execution = (ema, state_dict), (device, dtype, compile_mode)
+    return _load_ddpm(path, (schedule, num_train_timesteps), which, execution, _frozen(shape))
 
 
 @cache
-def _load_ddpm(path: str, ema: bool, execution: Execution, frozen: Shape) -> PixelModel:
-    shape = dict(frozen)
-    state = read_checkpoint(Path(path), ema)
+def _load_ddpm(path: str, schedule: Schedule, which: Which, execution: Execution, frozen: Shape) -> PixelModel:
+    shape, alpha_bar = dict(frozen), _alpha_bar(*schedule)
     with torch.device("meta"):
         unet = ddpm.build(**shape)
-    load_converted(unet, state, ddpm.names(len(shape["ch_mult"]), unet.state_dict()), path)
-    return PixelModel(
-        EpsDenoiser(
-            for_inference(unet, lambda xt, t: unet(xt, t).sample, *execution), alpha_bar_from_betas(linear_betas())
-        ),
-        shape["image_size"],
-    )
+    names = ddpm.names(len(shape["ch_mult"]), unet.state_dict())
+    load_converted(unet, choose(read_checkpoint(Path(path)), wanted_shapes(unet, names), *which, path), names, path)
+    network = for_inference(unet, lambda xt, t: unet(xt, t).sample, *execution)
+    return PixelModel(EpsDenoiser(network, alpha_bar), shape["image_size"], 2 ** (len(shape["ch_mult"]) - 1))
 
 
 def load_classifier(
-    path: str, attention_order: AttentionOrder, device: str = "cpu", **shape: Any
+    path: str,
+    attention_order: AttentionOrder,
+    ema: bool = True,
+    state_dict: str | None = None,
+    device: str = "cpu",
+    **shape: Any,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """EGSDE's domain-specific extractor from its released checkpoint: (x_t, t) → features.
 
     Args:
         path: the file.
         attention_order: "legacy" or "new", see `adm.split_qkv`.
+        ema: take the moving average where the file holds a network and its average.
+        state_dict: place of the state dict in the file, see `load_adm`.
         device: where it runs.
         shape: of the network, see `DomainClassifier`.
 
     Raises:
         UserError: if the file is not of this architecture.
     """
-    return _load_classifier(path, attention_order, device, _frozen(shape))
+    return _load_classifier(path, attention_order, (ema, state_dict), device, _frozen(shape))
 
 
 @cache
 def _load_classifier(
-    path: str, order: AttentionOrder, device: str, frozen: Shape
+    path: str, order: AttentionOrder, which: Which, device: str, frozen: Shape
 ) -> Callable[[Tensor, Tensor], Tensor]:
     shape = dict(frozen)
-    state = read_checkpoint(Path(path))
     with torch.device("meta"):
         network = DomainClassifier(**shape)
+    names = classifier_names(network)
+    state = choose(read_checkpoint(Path(path)), wanted_shapes(network, names), *which, path)
     split = partial(adm.split_qkv, head_channels=shape["num_head_channels"], order=order)
-    load_converted(network, state, classifier_names(network), path, split)
+    load_converted(network, state, names, path, split)
     return for_inference(network, network.features, device)
 
 
@@ -152,6 +185,7 @@ def load_diffusers(
     dtype: str = "float32",
     compile_mode: str | None = None,
     revision: str | None = None,
+    variant: str | None = None,
 ) -> PixelModel:
     """An unconditional pixel-space diffusers folder or hub id (UNet2DModel and scheduler) as a model.
 
@@ -161,47 +195,60 @@ def load_diffusers(
         dtype: of its evaluation, see `for_inference`.
         compile_mode: see `for_inference`.
         revision: commit, branch or tag of a hub id; None for its main branch. A folder has none.
+        variant: of the files of weights, such as fp16; None for those without a variant.
 
     Raises:
-        UserError: if it is not there, or is another kind of network.
+        UserError: if it is not there, is another kind of network, or its weights do not fit its configuration.
     """
     from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    layouts = [("scheduler", "unet"), ("", "")]  # the second: of the oldest repositories
-    if Path(path).is_dir():
-        layouts = [layout for layout in layouts if (Path(path) / layout[1] / "config.json").is_file()]
-    config: Any = None
-    reason = "no config.json of a network"
-    for scheduler_folder, unet_folder in layouts:
-        try:
-            config = DDPMScheduler.load_config(path, subfolder=scheduler_folder, revision=revision)
-            unet: Any = UNet2DModel.from_pretrained(path, subfolder=unet_folder, revision=revision)
-            break
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
-    else:
-        raise UserError(f"{path} is no diffusers folder or hub id of an unconditional network ({reason})")
-    config = config[0] if isinstance(config, tuple) else config
-    if config.get("prediction_type", "epsilon") != "epsilon":
-        raise UserError(f"{path} predicts {config['prediction_type']}; pixel-space models here predict epsilon")
-    if unet.config.in_channels != 3:
-        raise UserError(
-            f"{path} reads {unet.config.in_channels} channels, an image has 3; choose a pixel-space network"
-        )
-    scheduler: Any = DDPMScheduler.from_config(config)
-    alpha_bar = alpha_bar_from_betas(_betas(config, scheduler.betas))
-    kind = LearnedVarianceDenoiser if unet.config.out_channels == 6 else EpsDenoiser
-    network = for_inference(unet, lambda xt, t: unet(xt, t).sample, device, dtype, compile_mode)
-    return PixelModel(kind(network, alpha_bar), unet.config.sample_size)
+    repository = Repository(path, revision, variant)
+    with one_sentence(repository, "diffusers folder of an unconditional network"), quietly():
+        scheduler_folder, unet_folder = _layout(repository, UNet2DModel)
+        where = f"{path}/{unet_folder}".removesuffix("/")
+        config = load_config(UNet2DModel, repository, unet_folder)
+        require_absent(config, ("class_embed_type", "num_class_embeds"), where, "choose an unconditional network")
+        training = read_scheduler(load_config(DDPMScheduler, repository, scheduler_folder), path)
+        if training.prediction != "epsilon":
+            raise UserError(f"{path} predicts {training.prediction}; pixel-space models here predict epsilon")
+        size = whole_number(config, "sample_size", where)
+        unet: Any = load_part(UNet2DModel, repository, unet_folder)
+        if unet.config.in_channels != 3 or unet.config.out_channels not in (3, 6):
+            raise UserError(
+                f"{path} reads {unet.config.in_channels} channels and gives {unet.config.out_channels}; an image has "
+                "3, and a learned variance 3 more: choose a pixel-space network"
+            )
+        kind = LearnedVarianceDenoiser if unet.config.out_channels == 6 else EpsDenoiser
+        network = for_inference(unet, lambda xt, t: unet(xt, t).sample, device, dtype, compile_mode)
+        side = 2 ** (len(unet.config.block_out_channels) - 1)
+        model = PixelModel(kind(network, training.alpha_bar), size, side)
+        with torch.no_grad():
+            exact = network.exact or network
+            exact(
+                torch.zeros(1, 3, 2 * side, 2 * side, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+            )
+    return model
+
+
+def _layout(repository: Repository, network: Any) -> tuple[str, str]:
+    """Folders of scheduler and network; the oldest repositories have both in one."""
+    nested = "scheduler", "unet"
+    if repository.is_folder:
+        return nested if Path(repository.path, "unet", "config.json").is_file() else ("", "")
+    try:
+        load_config(network, repository, "unet")
+    except OSError:
+        return "", ""
+    return nested
 
 
 def _frozen(shape: dict[str, Any]) -> Shape:
     return tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in sorted(shape.items()))
 
 
-def _betas(config: Any, betas: Tensor) -> Tensor:
-    """The scheduler's betas in float64; computed from its configuration where that is possible."""
-    if config.get("beta_schedule") == "linear" and config.get("trained_betas") is None:
-        return linear_betas(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
-    return betas.double()
+def _alpha_bar(schedule: str, num_train: int) -> Tensor:
+    try:
+        return alpha_bar_from_betas(named_betas(schedule, num_train))
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -1,31 +1,52 @@
 """A text-to-image folder or hub id in diffusers' layout → a model."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from cyclediff.attention_control import install
-from cyclediff.diffusion.denoiser import Prediction
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, scaled_linear_betas
+from cyclediff.diffusion.noise import Noise
 from cyclediff.errors import UserError
 from cyclediff.models.inference import require_known
+from cyclediff.models.parts import (
+    Repository,
+    load_config,
+    load_part,
+    one_sentence,
+    quietly,
+    require_absent,
+    whole_number,
+)
+from cyclediff.models.scheduler import read_scheduler
 from cyclediff.models.text_to_image import TextModel, caller, layout_for
 
-SETTINGS = {"use_safetensors": True, "torch_dtype": torch.float32}
-PREDICTIONS = ("epsilon", "v_prediction")
-SAFE = (
-    "DiffusionPipeline.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) with a diffusers that you trust writes them"
+PROBES = ("a cat", "a dog")
+LENGTH_UNKNOWN = 10**9  # transformers gives a larger one where a tokenizer does not state it
+CONDITIONS = (
+    "class_embed_type",
+    "num_class_embeds",
+    "addition_embed_type",
+    "encoder_hid_dim_type",
+    "time_cond_proj_dim",
 )
-_LOADED: dict[tuple[str, str, str | None], TextModel] = {}
+WHOLE_CLIP = (
+    "vision_model.",
+    "visual_projection.",
+    "text_projection.",
+    "logit_scale",
+    "text_model.embeddings.position_ids",
+)
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "LDMTextToImagePipeline")
+_LOADED: dict[tuple[str, str, str | None, str | None], TextModel] = {}
 
 
 def load_text_to_image(
-    path: str, device: str = "cpu", dtype: str = "float32", revision: str | None = None
+    path: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+    revision: str | None = None,
+    variant: str | None = None,
 ) -> TextModel:
     """Stable Diffusion 1 or 2, or latent diffusion's text-to-image model, as diffusers packages them.
 
@@ -37,134 +58,130 @@ def load_text_to_image(
         device: where it runs.
         dtype: of the networks: float32, float16 or bfloat16; latents and coefficients are always float32 or more.
         revision: commit, branch or tag of a hub id; None for its main branch. A folder has none.
+        variant: of the files of weights, such as fp16; None for those without a variant.
 
     Raises:
-        UserError: if it is not there, is another kind of model, or has no safetensors.
+        UserError: if it is not there, is another kind of model, has no safetensors, or a part of it is incomplete, left
+            over or does not fit the others.
     """
     require_known(dtype)
     if dtype != "float32":
-        return _load(path, device, revision).cast(dtype)
-    key = path, device, revision
+        return _load(Repository(path, revision, variant), device).cast(dtype)
+    key = path, device, revision, variant
     if key not in _LOADED or _LOADED[key].unet.dtype != torch.float32:
-        _LOADED[key] = _load(path, device, revision)
+        _LOADED[key] = _load(Repository(path, revision, variant), device)
     return _LOADED[key]
 
 
-def _load(path: str, device: str, revision: str | None) -> TextModel:
-    hub: dict[str, Any] = {"revision": revision} if revision else {}
-    with _friendly_errors(path), _quietly():
-        latent_diffusion = _index(path, hub)["_class_name"] == "LDMTextToImagePipeline"
-        load = _latent_diffusion if latent_diffusion else _stable_diffusion
-        unet, vae, text_encoder, tokenizer, length, config = load(path, hub)
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
-        raise UserError(f"{path} predicts {prediction}; the models here predict one of {', '.join(PREDICTIONS)}")
-    if unet.config.in_channels != vae.config.latent_channels:
-        raise UserError(
-            f"{path} reads {unet.config.in_channels} channels where its codec has {vae.config.latent_channels}: it is "
-            "an inpainting or upscaling model; choose a plain text-to-image model"
-        )
-    layout = layout_for(torch.device(device))
-    for part in (unet, vae, text_encoder):
-        part.eval().requires_grad_(False).to(device)
-    unet.to(memory_format=layout)
-    vae.to(memory_format=layout)
-    install(unet)
-    size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
-    return TextModel(
-        caller(unet, torch.float32, layout), _alpha_bar(config), cast(Prediction, prediction), unet, vae, tokenizer,
-        text_encoder, length, size,
-    )  # fmt: skip
+def _load(repository: Repository, device: str) -> TextModel:
+    with one_sentence(repository, "folder of a text-to-image model"), quietly():
+        load = _latent_diffusion if _pipeline(repository) == "LDMTextToImagePipeline" else _stable_diffusion
+        unet, vae, text_encoder, tokenizer, length = load(repository)
+        training = read_scheduler(load_config(DDIMScheduler, repository, "scheduler"), repository.path)
+        size = _checked_size(unet, vae, text_encoder, repository)
+        layout = layout_for(torch.device(device))
+        for part in (unet, vae, text_encoder):
+            part.eval().requires_grad_(False).to(device)
+        unet.to(memory_format=layout)
+        vae.to(memory_format=layout)
+        install(unet)
+        model = TextModel(
+            caller(unet, torch.float32, layout), training.alpha_bar, training.prediction, unet, vae, tokenizer,
+            text_encoder, length, size,
+        )  # fmt: skip
+        _evaluate_once(model, repository)
+        return model
 
 
-@contextmanager
-def _friendly_errors(path: str) -> Iterator[None]:
-    """Turn the libraries' errors into one sentence that says what to do."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        if Path(path).is_dir() and "safetensors" in reason:
-            raise UserError(f"{path} holds no safetensors for one of its networks; {SAFE}") from error
-        if Path(path).is_dir():
-            raise UserError(
-                f"{path} is no complete folder of a text-to-image model ({reason}); get it again"
-            ) from error
-        raise UserError(
-            f"{path} is no folder here and could not be downloaded from the hub; check the name and the connection, or "
-            f"name a folder: task.model.path=FOLDER ({reason.split('.')[0]})"
-        ) from error
-
-
-def _index(path: str, hub: dict[str, Any]) -> dict[str, Any]:
+def _pipeline(repository: Repository) -> str:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    index: Any = DiffusionPipeline.load_config(path, **hub)
-    known = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "LDMTextToImagePipeline")
-    if index["_class_name"] not in known:
-        raise UserError(f"{path} is a {index['_class_name']}; the models here are one of {', '.join(known)}")
-    return index
+    index: Any = DiffusionPipeline.load_config(repository.path, **repository.hub)
+    name = index["_class_name"]
+    if name not in PIPELINES:
+        raise UserError(f"{repository.path} is a {name}; the models here are one of {', '.join(PIPELINES)}")
+    return name
 
 
-def _stable_diffusion(path: str, hub: dict[str, Any]) -> tuple[Any, ...]:
-    from transformers import CLIPTextModel, CLIPTokenizer
+def _stable_diffusion(repository: Repository) -> tuple[Any, ...]:
+    from transformers import CLIPTextModel, CLIPTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
-    tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **hub)
-    text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **SETTINGS, **hub)
-    length = tokenizer.model_max_length
-    return *_networks(path, "vae", hub, text_encoder), tokenizer, length, _scheduler(path, hub)
+    tokenizer = CLIPTokenizerFast.from_pretrained(repository.path, subfolder="tokenizer", **repository.hub)
+    text_encoder = load_part(CLIPTextModel, repository, "text_encoder", WHOLE_CLIP, class_named=False)
+    positions, words = text_encoder.config.max_position_embeddings, text_encoder.config.vocab_size
+    length = tokenizer.model_max_length if tokenizer.model_max_length < LENGTH_UNKNOWN else positions
+    _require_tokenizer(tokenizer, length, positions, words, repository)
+    return *_networks(repository, "vae"), text_encoder, tokenizer, length
 
 
-def _latent_diffusion(path: str, hub: dict[str, Any]) -> tuple[Any, ...]:
+def _latent_diffusion(repository: Repository) -> tuple[Any, ...]:
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
-    from transformers import BertTokenizer
+    from transformers import BertTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
-    tokenizer = BertTokenizer.from_pretrained(path, subfolder="tokenizer", **hub)
-    text_encoder = LDMBertModel.from_pretrained(path, subfolder="bert", **SETTINGS, **hub)
-    length = text_encoder.config.max_position_embeddings
-    return *_networks(path, "vqvae", hub, text_encoder), tokenizer, length, _scheduler(path, hub)
+    tokenizer = BertTokenizerFast.from_pretrained(repository.path, subfolder="tokenizer", **repository.hub)
+    text_encoder = load_part(LDMBertModel, repository, "bert", class_named=False)
+    length, words = text_encoder.config.max_position_embeddings, text_encoder.config.vocab_size
+    _require_tokenizer(tokenizer, length, length, words, repository)
+    return *_networks(repository, "vqvae"), text_encoder, tokenizer, length
 
 
-def _networks(path: str, codec: str, hub: dict[str, Any], text_encoder: Any) -> tuple[Any, Any, Any]:
+def _networks(repository: Repository, codec: str) -> tuple[Any, Any]:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    settings: dict[str, Any] = {**SETTINGS, **hub, "low_cpu_mem_usage": False}  # True needs the package accelerate
-    unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **settings)
-    return unet, AutoencoderKL.from_pretrained(path, subfolder=codec, **settings), text_encoder
+    where = f"{repository.path}/unet"
+    config = load_config(UNet2DConditionModel, repository, "unet")
+    require_absent(config, CONDITIONS, where, "choose a model like Stable Diffusion 1 or 2")
+    whole_number(config, "sample_size", where)
+    return load_part(UNet2DConditionModel, repository, "unet"), load_part(AutoencoderKL, repository, codec)
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the progress bars and log messages of the libraries."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+def _checked_size(unet: Any, vae: Any, text_encoder: Any, repository: Repository) -> int:
+    """Height and width of the images that the model was trained on.
 
-    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        diffusers_logging.set_verbosity(levels[0])
-        transformers_logging.set_verbosity(levels[1])
+    Raises:
+        UserError: if the parts do not belong together.
+    """
+    channels = vae.config.latent_channels
+    if unet.config.in_channels != channels:
+        raise UserError(
+            f"{repository.path} reads {unet.config.in_channels} channels where its codec has {channels}: it is an "
+            "inpainting or upscaling model; choose a plain text-to-image model"
+        )
+    if unet.config.out_channels != channels or vae.config.get("shift_factor") is not None:
+        raise UserError(
+            f"{repository.path} has a network of {unet.config.out_channels} channels and a codec with {channels} and "
+            f"the shift {vae.config.get('shift_factor')}; the models here have as many, and no shift"
+        )
+    width, read = text_encoder.config.hidden_size, unet.config.cross_attention_dim
+    if read != width:
+        raise UserError(
+            f"{repository.path}/unet reads texts of {read} numbers a token, and its text encoder gives {width}; get "
+            "the parts that belong together"
+        )
+    sample = whole_number(unet.config, "sample_size", f"{repository.path}/unet")
+    return sample * 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def _scheduler(path: str, hub: dict[str, Any]) -> Any:
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+def _require_tokenizer(tokenizer: Any, length: int, positions: int, words: int, repository: Repository) -> None:
+    """Require that a tokenizer has its words, and belongs to its text encoder."""
+    where = f"{repository.path}/tokenizer"
+    cat, dog = (tokenizer(text).input_ids for text in PROBES)
+    if cat == dog:
+        raise UserError(f"{where} makes the same tokens of {PROBES[0]!r} and {PROBES[1]!r}; get its files again")
+    if length > positions or len(tokenizer) > words:
+        raise UserError(
+            f"{where} makes up to {length} tokens of {len(tokenizer)} kinds, and the text encoder reads {positions} of "
+            f"{words}; get the tokenizer that belongs to it"
+        )
 
-    config: Any = DDIMScheduler.load_config(path, subfolder="scheduler", **hub)
-    return config[0] if isinstance(config, tuple) else config
 
-
-def _alpha_bar(config: Any) -> Tensor:
-    """The scheduler's alpha_bar in float64; computed from its configuration where that is possible."""
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
-    known = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}.get(config.get("beta_schedule"))
-    if known is None or config.get("trained_betas") is not None:
-        scheduler: Any = DDPMScheduler.from_config(config)
-        return alpha_bar_from_betas(scheduler.betas)
-    return alpha_bar_from_betas(known(config["num_train_timesteps"], config["beta_start"], config["beta_end"]))
+@torch.no_grad()
+def _evaluate_once(model: TextModel, repository: Repository) -> None:
+    """Evaluate every part on a small input, so that what does not fit is found now."""
+    factor, noise = 2 ** (len(model.vae.config.block_out_channels) - 1), Noise(0, ["probe"])
+    side = factor * 2 ** (len(model.unet.config.block_out_channels) - 1)
+    x0 = model.encode(torch.zeros(1, 3, side, side, device=model.unet.device), noise)
+    eps = model.condition(PROBES[:1])(x0, torch.zeros(1, dtype=torch.int64, device=x0.device))
+    if not (eps.isfinite().all() and model.decode(x0).isfinite().all()):
+        raise UserError(f"{repository.path} gives NaN or Inf for a grey image; get it again")

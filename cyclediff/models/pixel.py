@@ -16,10 +16,12 @@ class PixelModel:
     Args:
         denoiser: the network with its schedule.
         size: height and width of the images it was trained on.
+        multiple: of which height and width of an image must be multiples.
     """
 
     denoiser: Denoiser
     size: int
+    multiple: int
 
     def encode(self, image: Tensor, noise: NoiseSource) -> Tensor:
         """x0 of images (n, 3, h, w) in [-1, 1]: the images themselves, without a draw."""

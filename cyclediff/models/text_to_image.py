@@ -31,7 +31,7 @@ class TextModel:
         prediction: what the network predicts.
         unet: the network itself, diffusers' UNet2DConditionModel; `network` evaluates it.
         vae: diffusers' AutoencoderKL; its configuration holds the scaling factor.
-        tokenizer: of transformers.
+        tokenizer: of transformers, one of those that know which letters a token stands for (`is_fast`).
         text_encoder: ids (n, l) → last hidden state (n, l, d), first in what it returns.
         length: tokens of a prompt, padded.
         size: height and width of the images it was trained on.
@@ -49,6 +49,11 @@ class TextModel:
     size: int
     network_id: str = field(default_factory=_new_id)
     _embedded: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def multiple(self) -> int:
+        """Of which height and width of an image must be multiples: pixels in one latent."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def cast(self, dtype: str) -> "TextModel":
         """This model with its networks in another type, without a second copy of them.
@@ -98,7 +103,7 @@ class TextModel:
             raise ValueError("a text-to-image model needs prompts; choose an editing task, or an unconditional model")
         scales = [guidance_scale] * len(prompts) if isinstance(guidance_scale, int | float) else guidance_scale
         every = self._embed(["", *prompts])
-        tokens = {text: self._prompt(text) for text in dict.fromkeys(prompts)}
+        tokens = {text: read_prompt(self.tokenizer, text, self.length) for text in dict.fromkeys(prompts)}
         return GuidedDenoiser(
             self.network, self.alpha_bar, self.prediction, every[1:], every[:1], tuple(map(float, scales)),
             tuple(tokens[text] for text in prompts), self.network_id,
@@ -109,27 +114,27 @@ class TextModel:
         device = next(self.text_encoder.parameters()).device
         for text in dict.fromkeys(texts):
             if text not in self._embedded:
-                self._warn_of_cut(text)
+                self.warn_of_cut(text)
                 ids = self.tokenizer(
                     [text], padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
                 ).input_ids
                 self._embedded[text] = self.text_encoder(ids.to(device))[0].float()
         return torch.cat([self._embedded[text] for text in texts])
 
-    def _prompt(self, text: str) -> Prompt:
-        ids = self.tokenizer(text, max_length=self.length, truncation=True).input_ids
-        pieces = [self.tokenizer.decode([i]).replace("</w>", "").strip().strip("#") for i in ids]
-        return Prompt(text, tuple(ids), tuple(pieces))
+    def warn_of_cut(self, text: str) -> None:
+        """Warn of a text that has more tokens than the model reads."""
+        found = self.tokenizer(text, return_offsets_mapping=True, verbose=False)  # verbose: remarks of transformers
+        spans = found.offset_mapping[1:-1]
+        if len(spans) > self.length - 2:
+            cut = text[spans[self.length - 2][0] :]
+            message = f"the model reads {self.length - 2} of the {len(spans)} tokens of {text!r}; what is cut: {cut!r}"
+            warnings.warn(message, stacklevel=1)  # at this line, so that a text is shown once, whoever asks
 
-    def _warn_of_cut(self, text: str) -> None:
-        ids = self.tokenizer(text).input_ids[1:-1]
-        if len(ids) > self.length - 2:
-            kept, lost = ids[: self.length - 2], ids[self.length - 2 :]
-            warnings.warn(
-                f"the model reads {len(kept)} of the {len(ids)} tokens of {text!r}; what is cut: "
-                f"{self.tokenizer.decode(lost)!r}",
-                stacklevel=2,
-            )
+
+def read_prompt(tokenizer: Any, text: str, length: int) -> Prompt:
+    """A text and its tokens, of which there are at most `length`."""
+    found = tokenizer(text, max_length=length, truncation=True, return_offsets_mapping=True)
+    return Prompt(text, tuple(found.input_ids), tuple(found.offset_mapping))
 
 
 def layout_for(device: torch.device) -> torch.memory_format:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclediff.errors import UserError
+from eval.weight_files import require_finite
 
 Names = Mapping[str, tuple[str, ...]]  # a checkpoint's name of a tensor → the network's names of its parts
 Split = Callable[[Tensor], Sequence[Tensor]]
@@ -37,12 +38,11 @@ def load_converted(
         UserError: if a tensor is missing, unexpected, of another shape or not finite; names the first three of each.
     """
     own = network.state_dict()
-    assert sorted(own) == sorted(part for parts in names.values() for part in parts)
-    wanted = {key: _shape(own, parts) for key, parts in names.items()}
+    wanted = wanted_shapes(network, names)
     faults = {
         "missing": wanted.keys() - state.keys(),
         "unexpected": state.keys() - wanted.keys(),
-        "of another shape": {k for k in wanted.keys() & state.keys() if _plain(state[k].shape) != wanted[k]},
+        "of another shape": {k for k in wanted.keys() & state.keys() if plain_shape(state[k].shape) != wanted[k]},
     }
     found = [
         f"{len(keys)} {what} ({', '.join(_with_shapes(key, state, wanted, what) for key in sorted(keys)[:SHOWN])}"
@@ -56,15 +56,23 @@ def load_converted(
         raise UserError(
             f"{origin} does not fit this configuration: {'; '.join(found)}; {hint}, choose the model that matches it"
         )
-    for key, value in state.items():
-        if not value.isfinite().all():
-            raise UserError(f"{origin} holds NaN or Inf in {key}; the file is damaged, get it again")
+    try:
+        require_finite(state, origin)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     converted = {}
     for key, parts in names.items():
         values = split(state[key]) if split and len(parts) > 1 else [state[key]]
         for part, value in zip(parts, values, strict=True):
             converted[part] = value.reshape(own[part].shape).to(torch.float32, copy=True)  # not a view of the file
     network.load_state_dict(converted, assign=True)
+
+
+def wanted_shapes(network: nn.Module, names: Names) -> dict[str, tuple[int, ...]]:
+    """Official name → shape, without trailing ones, of every tensor that a network needs."""
+    own = network.state_dict()
+    assert sorted(own) == sorted(part for parts in names.values() for part in parts)
+    return {key: _shape(own, parts) for key, parts in names.items()}
 
 
 def recognise(state: Mapping[str, Tensor]) -> str | None:
@@ -94,7 +102,7 @@ def recognise(state: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _plain(shape: Sequence[int]) -> tuple[int, ...]:
+def plain_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """A shape without trailing ones, so that a 1×1 convolution and a linear layer have one shape."""
     sizes = list(shape)
     while len(sizes) > 1 and sizes[-1] == 1:
@@ -103,7 +111,7 @@ def _plain(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _shape(own: Mapping[str, Tensor], parts: tuple[str, ...]) -> tuple[int, ...]:
-    first, *rest = (_plain(own[part].shape) for part in parts)
+    first, *rest = (plain_shape(own[part].shape) for part in parts)
     return (first[0] * len(parts), *first[1:]) if rest else first
 
 

@@ -93,7 +93,8 @@ def load(path: str, device: str = "cpu", dtype: str = "float32", compile_mode: s
     network = PetsUNet()
     load_weights(network, load_file(path), path)
     evaluation = for_inference(network, network, device, dtype, compile_mode)
-    return PixelModel(X0Denoiser(evaluation, alpha_bar_from_betas(linear_betas()), X0_ERROR), SIZE)
+    denoiser = X0Denoiser(evaluation, alpha_bar_from_betas(linear_betas()), X0_ERROR)
+    return PixelModel(denoiser, SIZE, multiple=4 * PATCH)  # the patch network halves twice
 
 
 class PetsClassifier(nn.Module):

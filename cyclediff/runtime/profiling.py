@@ -78,14 +78,14 @@ class Profile:
         stages["the method's arithmetic, noise, rest"] = whole - sum(stages.values())
         for stage, seconds in sorted(stages.items(), key=lambda entry: -entry[1]):
             table.add_row(stage, f"{seconds:.2f}", f"{seconds / whole:.1%}")
-        Console().print(table)
+        Console(markup=False, emoji=False).print(table)
         if not self._recorded:
             return print(f"no trace: it begins after {PASSED_OVER + 1} evaluations of networks and takes {EVALUATIONS}")
         total = sum(seconds for _, seconds in self._operators)
         table = Table("operator in networks", "share", box=box.SIMPLE_HEAD)
         for operator, seconds in self._operators[:OPERATORS]:
             table.add_row(operator.removeprefix("aten::"), f"{seconds / total:.1%}")
-        Console().print(table)
+        Console(markup=False, emoji=False).print(table)
         print(f"trace of {self._recorded} evaluations, for chrome://tracing or Perfetto: {self._trace}")
 
     @property

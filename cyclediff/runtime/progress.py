@@ -18,7 +18,7 @@ class ItemProgress:
 
     def __init__(self, name: str, total: int, shown: bool = True):
         done = TextColumn("{task.fields[done]}/{task.total} images · step {task.fields[calls]}")
-        columns = TextColumn("{task.description:>16}"), BarColumn(), done, TimeElapsedColumn()
+        columns = TextColumn("{task.description:>16}", markup=False), BarColumn(), done, TimeElapsedColumn()
         self._progress = Progress(*columns, TextColumn("· left"), TimeRemainingColumn(), disable=not shown)
         self._task = self._progress.add_task(name, total=total, done=0, calls=0)
         self._done = self._calls = self._calls_per_batch = self._images = 0

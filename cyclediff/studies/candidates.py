@@ -139,7 +139,7 @@ class _Counter:
 
     def condition(self, prompts: Sequence[str], guidance_scale: Sequence[float]) -> GuidedDenoiser:
         """A denoiser under prompts of three words that any attention control can align."""
-        prompt = Prompt("a b c", (0, 1, 2, 3, 4), ("", "a", "b", "c", ""))
+        prompt = Prompt("a b c", (0, 1, 2, 3, 4), ((0, 0), (0, 1), (2, 3), (4, 5), (0, 0)))
         n, alpha_bar = len(prompts), alpha_bar_from_betas(scaled_linear_betas())
         context, empty = torch.zeros(n, 5, 1), torch.zeros(1, 5, 1)
         return GuidedDenoiser(

@@ -9,8 +9,10 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from cyclediff.data.assets import Asset, catalogue
+from cyclediff.data.assets import Asset, catalogue, locate
+from cyclediff.data.images import read_mask
 from cyclediff.errors import UserError
+from cyclediff.runtime import distributed
 from cyclediff.runtime.settings import build, user_errors
 
 
@@ -50,7 +52,7 @@ class Context:
 
 
 def build_method(cfg: DictConfig, guidance: dict[str, Any]) -> Any:
-    """The method with its settings checked.
+    """The method with its settings checked; a setting `mask` names a picture, see `read_mask`.
 
     Args:
         cfg: of the run.
@@ -65,6 +67,8 @@ def build_method(cfg: DictConfig, guidance: dict[str, Any]) -> Any:
     for key, value in settings.items():
         if isinstance(value, dict) and "_target_" in value:
             settings[key] = build(get_class(value.pop("_target_")), value)
+    if settings.get("mask") is not None:
+        settings["mask"] = read_mask(locate(settings["mask"]), cfg.protocol.size)
     method = build(cls, settings | guidance)
     for key, value in declared.items():
         if getattr(method, key) != value:
@@ -86,6 +90,29 @@ def get_class(name: str) -> type:
         return getattr(importlib.import_module(module), cls)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{name} cannot be imported ({error}); check _target_ and PYTHONPATH") from error
+
+
+def require_image_size(model: Any, size: int, what: str, setting: str) -> None:
+    """Require that a model can work on images of a size; say where it was trained on another one.
+
+    Args:
+        model: with `size` and `multiple`.
+        size: height and width.
+        what: the model, for people.
+        setting: which states the size, for people.
+
+    Raises:
+        UserError: if the size is no multiple of what the network or the codec halves.
+    """
+    if size % model.multiple:
+        below = size // model.multiple * model.multiple
+        nearby = " or ".join(str(number) for number in (below, below + model.multiple) if number)
+        raise UserError(
+            f"{what} works on images whose sides are multiples of {model.multiple}; got {setting}={size}, choose "
+            f"{nearby}"
+        )
+    if size != model.size and distributed.is_first():
+        print(f"note: {what} was trained on images of {model.size} pixels, and {setting}={size}")
 
 
 def load_network(node: Any, **settings: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from cyclediff.runtime.identity import artifact_settings
 from cyclediff.runtime.settings import user_errors
 from cyclediff.runtime.study import Execution, Items, Scored
 from cyclediff.studies import requirements, scoring
-from cyclediff.studies.context import Context, build_method, load_network
+from cyclediff.studies.context import Context, build_method, load_network, require_image_size
 from cyclediff.studies.selection import METRICS_OF_CLIP, RANKING, Grid, grid_for, with_unselected
 from cyclediff.studies.sources import Sources, prepare_texts_and_images
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cyclediff.runtime.meter import Meter
+    from eval.metrics.clip import ClipScorer
 
 
 class Edit:
@@ -53,6 +55,8 @@ class Edit:
             )
         if cfg.selection.metric not in RANKING:
             raise UserError(f"selection.metric must be one of {', '.join(RANKING)}; got {cfg.selection.metric}")
+        if cfg.method.get("mask") is not None:
+            raise UserError("a mask is for models on pixels (study=translate); leave it out: method.mask=null")
         if cfg.compile_mode:
             raise UserError("compile_mode is for networks on pixels, and text-to-image models have none; leave it out")
         scoring.require_clip(cfg.protocol.clip, "protocol.clip")
@@ -102,11 +106,17 @@ class Edit:
         self.device, self.method = device, build_method(self.cfg, {})
         with user_errors():
             self.grid = grid_for(self._asked(), self.method)
-        self.model, self.texts = self._model(), read_prompts(self.sources.source)
+        self.texts = read_prompts(self.sources.source)
+        self._require_words()
+        self.model = self._model()
+        for text in chain(*self.texts.values()):
+            self.model.warn_of_cut(text)
+        require_image_size(self.model, self.cfg.protocol.size, Path(self.cfg.task.model.path).name, "task.size")
         self.ranking = self.scores = None
         if self.parts > 1:
             node = self.cfg.task.ranking_clip
             self.ranking = load_network(node, path=scoring.clip_path(node), device=str(device))
+            self._read_texts(self.ranking)
             self.scores = candidate_scores(self.ranking, self.sources.source.path, device)
         self.protocol(device)
         self.decibels = None
@@ -128,7 +138,7 @@ class Edit:
         """Evaluate the network once for so many candidates: each has its source, its target and the empty prompt."""
         from cyclediff.studies.editing import evaluate
 
-        evaluate(self.model, 3 * count, self.device)
+        evaluate(self.model, 3 * count, self.cfg.protocol.size, self.device)
 
     def batch_size_key(self) -> str:
         """Network, size and precision."""
@@ -184,8 +194,7 @@ class Edit:
         more = {item: {**chosen.get(item, {}), **seconds[item]} for item in ids}
         protocol = self.protocol(device)
         scored = scoring.score_pictures(folder / "images", self.sources, protocol, self.context.cache, more)
-        clip = scoring.clip_fingerprint(self.cfg.task.ranking_clip, self.context)
-        same = self.cfg.protocol.clip and clip == scoring.clip_fingerprint(self.cfg.protocol.clip, self.context)
+        same = scoring.is_same_clip(self.cfg.task.ranking_clip, self.cfg.protocol.clip, self.context)
         return with_unselected(scored, rows, () if same else METRICS_OF_CLIP)
 
     def _asked(self) -> Grid:
@@ -196,6 +205,26 @@ class Edit:
         """
         selection: Any = OmegaConf.to_container(self.cfg.selection, resolve=True)
         return Grid(selection["trials"], **{key: tuple(values) for key, values in selection["grid"].items()})
+
+    def _require_words(self) -> None:
+        """Require that the words that attention control names are in the target texts, where they do something."""
+        from cyclediff.attention_control import AttentionControl
+
+        if self.cfg.method.get("attention") and isinstance(self.method.attention, AttentionControl):
+            with user_errors():
+                self.method.attention.require_words([target for _, target in self.texts.values()])
+
+    def _read_texts(self, ranking: "ClipScorer") -> None:
+        """Warn of what the CLIP that ranks candidates cannot read, before the slow part."""
+        from eval.edits import read_edits
+        from eval.metrics.editing import warn_without_direction, without_direction
+
+        source = self.sources.source
+        edits = {item: edit for item, edit in read_edits(source.path).items() if item in self.texts}
+        ranking.warn_of_cut(chain(*self.texts.values()))
+        if self.cfg.selection.metric == "dclip":
+            same = without_direction(edits, ranking)
+            warn_without_direction(same, len(edits), "of their candidates the first is taken, whatever it looks like")
 
     def _model(self) -> Any:
         found = self.weights["model"]

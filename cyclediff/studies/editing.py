@@ -58,7 +58,7 @@ def best_candidates(
         shared_encoding: see `candidates.edit`.
         metric: the column of `scores` by which the best is chosen.
         scores: (ids, edited images uint8 (n, 3, h, w)) → columns of (n,), with `<metric>_defined` where a score can be
-            undefined; None where there is one candidate only.
+            undefined, and NaN where an image can have none; None where there is one candidate only.
         size: candidates that go through the network at once.
         meter: measures stages.
 
@@ -74,12 +74,14 @@ def best_candidates(
             raise UserError(str(error)) from error
         _require_finite(latents, edits, units, method.name)
         with meter.stage("decoder"):
-            made = torch.cat([to_uint8(model.decode(part)) for part in latents.split(max(1, size // 4))])
+            decoded = torch.cat([model.decode(part) for part in latents.split(max(1, size // 4))])
         ids = [edits.ids[image] for image, _ in units]
+        made = to_uint8(decoded, ids)
         with meter.stage("scores of candidates"):
             columns = scores(ids, made) if scores else {}
         for k, (image, candidate) in enumerate(units):
-            row = candidate.record() | {key: value[k].item() for key, value in columns.items()}
+            numbers = {key: value[k].item() for key, value in columns.items()}
+            row = candidate.record() | {key: None if x != x else x for key, x in numbers.items()}  # x != x: NaN
             rows[image].append(row)
             if image not in best or rank(row, metric) > best[image][0]:
                 best[image] = rank(row, metric), made[k].cpu()
@@ -118,9 +120,9 @@ def first_candidates(
 
 
 @torch.no_grad()
-def evaluate(model: TextModel, rows: int, device: torch.device) -> None:
-    """Evaluate the network once on so many rows, to measure what that takes."""
-    side = model.size // 2 ** (len(model.vae.config.block_out_channels) - 1)
+def evaluate(model: TextModel, rows: int, size: int, device: torch.device) -> None:
+    """Evaluate the network once on so many rows for images of a size, to measure what that takes."""
+    side = size // model.multiple
     denoiser = model.condition(["a measurement"] * rows)
     xt = torch.zeros(rows, model.vae.config.latent_channels, side, side, device=device)
     denoiser(xt, torch.full((rows,), 500, device=device)).sum().item()  # .item() waits for a GPU
@@ -147,7 +149,7 @@ def require_patience(
     def seconds_per_row(together: int) -> float:
         def once() -> float:
             began = time.perf_counter()
-            evaluate(model, together, device)
+            evaluate(model, together, cfg.protocol.size, device)
             return time.perf_counter() - began
 
         return min(once(), once()) / together

@@ -52,6 +52,13 @@ def clip_fingerprint(node: Any, context: Context) -> str:
     return f"{node.path}:{node.get('model')}"
 
 
+def is_same_clip(one: Any, other: Any, context: Context) -> bool:
+    """Whether two nodes of the configuration are one CLIP: the same weights in the same architecture."""
+    nodes = [node for node in (one, other) if node]
+    known = [(clip_fingerprint(node, context), node.get("model")) for node in nodes]
+    return len(known) == 2 and known[0] == known[1]
+
+
 def score_identity(context: Context, sources: Sources) -> dict[str, Any]:
     """Everything that can change the numbers of a run's pictures, besides the pictures."""
     cfg = context.cfg

@@ -75,13 +75,15 @@ def rank(row: Mapping[str, Any], metric: str) -> tuple[bool, float, int]:
     """A key that sorts candidates from worst to best: by score, and of equal ones the first is best.
 
     Below all others are those whose score is undefined: unchanged images. The official code takes the first such one
-    for the best.
+    for the best. So of candidates that all are undefined, as where source and target text are the same, the first is
+    best; a run says so before it begins.
 
     Args:
-        row: a candidate's `index`, and its `<metric>` and `<metric>_defined`, which a lone candidate need not have.
+        row: a candidate's `index`, and its `<metric>` and `<metric>_defined`, which a lone candidate need not have; the
+            score is None where no candidate of the image can have one.
         metric: the score.
     """
-    return row.get(f"{metric}_defined", True), row.get(metric, 0.0), -row["index"]
+    return row.get(f"{metric}_defined", True), row.get(metric) or 0.0, -row["index"]
 
 
 def grid_for(asked: Grid, method: Any) -> Grid:
@@ -112,6 +114,6 @@ def with_unselected(scored: Scored, candidates: Sequence[Mapping[str, Any]], wit
     """
     metrics = {}
     for key, entry in scored.metrics.items():
-        found = [row[key] for row in candidates if key in row] if key not in without else []
+        found = [row[key] for row in candidates if row.get(key) is not None] if key not in without else []
         metrics[key] = {**entry, "unselected": sum(found) / len(found)} if found else entry
     return replace(scored, metrics=metrics)

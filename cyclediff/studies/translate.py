@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cyclediff.data.assets import file_sha256, locate
 from cyclediff.errors import UserError
 from cyclediff.runtime import distributed
 from cyclediff.runtime.artifacts import Artifact, Pictures
@@ -13,7 +14,7 @@ from cyclediff.runtime.identity import artifact_settings
 from cyclediff.runtime.settings import require_whole_number
 from cyclediff.runtime.study import Execution, Items, Scored
 from cyclediff.studies import requirements, scoring
-from cyclediff.studies.context import Context, build_method, load_network
+from cyclediff.studies.context import Context, build_method, load_network, require_image_size
 from cyclediff.studies.sources import Sources, prepare_images
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ class Translate:
             dirs,
             "needs a text-to-image model (experiments such as pets_edit)",
         )
+        if cfg.method.get("mask") is not None and not locate(str(cfg.method.mask)).is_file():
+            raise UserError(
+                f"method.mask={cfg.method.mask} does not exist; name a picture, white where images are kept"
+            )
         if cfg.task.synthetic:
             require_whole_number(cfg, "task.reference_count", 2)
         needed = requirements.declared(cfg).needs
@@ -85,6 +90,12 @@ class Translate:
         """What identifies the weights."""
         return requirements.fingerprints(self.weights, self.context.assets, self.context.cache)
 
+    @cached_property
+    def mask(self) -> dict[str, str]:
+        """The checksum of the method's mask, where it has one."""
+        path = self.cfg.method.get("mask")
+        return {} if path is None else {"mask": file_sha256(locate(path))}
+
     def items(self) -> Items:
         """The images of the source."""
         return Items(self.sources.source.ids, self.sources.record())
@@ -93,7 +104,7 @@ class Translate:
         """See `Study.identity`."""
         unused = [f"task.{key}.*" for part, key in NODES.items() if part not in self.weights]
         settings = artifact_settings(self.cfg, unused)
-        return settings | {"weights": self.fingerprints, "data": self.sources.identity()}
+        return settings | self.mask | {"weights": self.fingerprints, "data": self.sources.identity()}
 
     def score_identity(self) -> Mapping[str, Any]:
         """See `Study.score_identity`."""
@@ -119,6 +130,8 @@ class Translate:
         guidance = {part: network(part) for part in self.weights if part not in SIDES}
         self.method = build_method(self.cfg, guidance)
         self.models = {side: network(side) for side in SIDES if side in self.weights}
+        for side, model in self.models.items():
+            require_image_size(model, self.cfg.protocol.size, f"the {side} model", "protocol.size")
         self.device = device
 
     def protocol(self, device: "torch.device") -> Any:
@@ -185,7 +198,7 @@ class Translate:
         guidance = {p: meter.count(getattr(self.method, p), p) for p in self.method.needs if p not in SIDES}
         method = replace(self.method, **guidance) if guidance else self.method
         images = self._translated(method, denoisers, ids, inputs, execution, meter)
-        return [{"images": image} for image in to_uint8(images)]
+        return [{"images": image} for image in to_uint8(images, ids)]
 
     def _translated(
         self,

@@ -27,7 +27,8 @@ def candidate_scores(
         device: where pairwise scores are computed.
 
     Returns:
-        (ids, pictures) → clip, dclip, dclip_defined, psnr, ssim and l2, each (n,).
+        (ids, pictures) → clip, dclip (NaN where the texts are the same to CLIP), dclip_defined, psnr, ssim and l2, each
+        (n,).
     """
     edits = read_edits(source)
     known: dict[str, tuple[Tensor, Tensor]] = {}

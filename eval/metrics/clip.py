@@ -4,13 +4,15 @@ Symbols: i, o, s, t are the features of the edited picture, the original, the so
 by their norms. The definitions are those of ChenWu98/cycle-diffusion's evaluator: no factor 100, no clamp, no epsilon.
 """
 
+import json
 import logging
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch import Tensor
 from eval.metrics.features import BATCH, file_digest
 from eval.metrics.metric import Metric
 from eval.random_mark import is_random
+from eval.weight_files import require_finite, require_weights_file
 
 CLIP, DIRECTIONAL_CLIP = Metric("CLIP", 3, True), Metric("D-CLIP", 3, True)
 # A shorter difference of normalised features has no direction. Measured on ViT-B/32 in float32: equal pictures in
@@ -40,8 +43,8 @@ def clip_score(image: Tensor, target_text: Tensor) -> Tensor:
 def directional_clip(image: Tensor, original: Tensor, source_text: Tensor, target_text: Tensor) -> Tensor:
     """(i - o)·(t - s) / (|i - o| |t - s|), the cosine of the picture's change and the text's.
 
-    Where one of them has no direction (the picture or the text is unchanged), nothing agrees, and the value is 0. The
-    official code yields NaN there.
+    Where the picture is unchanged, nothing agrees with the text, and the value is 0. Where the text is unchanged, there
+    is nothing to agree with, and the value is NaN. The official code yields NaN or rounding errors in both cases.
 
     Args:
         image: features of the edited pictures, (n, d) or anything that broadcasts with the others, of any length.
@@ -50,17 +53,22 @@ def directional_clip(image: Tensor, original: Tensor, source_text: Tensor, targe
         target_text: of what should be.
 
     Returns:
-        float64 (n,) in [-1, 1].
+        float64 (n,) in [-1, 1], or NaN.
     """
     picture, text = _unit(image) - _unit(original), _unit(target_text) - _unit(source_text)
     cosine = (picture * text).sum(-1) / (picture.norm(dim=-1) * text.norm(dim=-1))
-    return torch.where(is_defined(image, original, source_text, target_text), cosine, 0.0)
+    value = torch.where(is_defined(image, original, source_text, target_text), cosine, 0.0)
+    return torch.where(changed(source_text, target_text), value, torch.nan)
 
 
 def is_defined(image: Tensor, original: Tensor, source_text: Tensor, target_text: Tensor) -> Tensor:
-    """Whether both picture and text changed, by more than rounding; arguments of `directional_clip` → bool (n,)."""
-    picture, text = _unit(image) - _unit(original), _unit(target_text) - _unit(source_text)
-    return (picture.norm(dim=-1) > SMALLEST) & (text.norm(dim=-1) > SMALLEST)
+    """Whether both picture and text changed; arguments of `directional_clip` → bool (n,)."""
+    return changed(original, image) & changed(source_text, target_text)
+
+
+def changed(before: Tensor, after: Tensor) -> Tensor:
+    """Whether features (n, d) differ in their direction by more than rounding, bool (n,)."""
+    return (_unit(after) - _unit(before)).norm(dim=-1) > SMALLEST
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -73,14 +81,15 @@ class ClipScorer:
     """A CLIP that turns pictures and texts into features.
 
     Args:
-        protocol: network, digest of its files, and preparation of pictures, for protocol strings:
-            "ViT-B-32-quickgelu-1a2b3c4d/pil-bicubic224".
+        protocol: network with its activation, digest of its files, and preparation of pictures, for protocol strings:
+            "ViT-B-32-quickgelu-1a2b3c4d/pil-bicubic224", "ViT-B-32-gelu-1a2b3c4d/pil-bicubic224".
         prepare: an RGB picture → the network's input, (3, h, w).
         network: with encode_image and encode_text.
         tokenize: texts → the network's input.
         device: where the network is.
         random: whether the network's weights are random.
         known: features of the texts seen so far.
+        unread: the end of a text that the network does not read, because it has too many tokens; "" if it reads all.
     """
 
     protocol: str
@@ -90,6 +99,7 @@ class ClipScorer:
     device: str = "cpu"
     random: bool = False
     known: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    unread: Callable[[str], str] = lambda text: ""
 
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Features of pictures of any size, normalised, float64 (n, d) on the CPU."""
@@ -105,6 +115,13 @@ class ClipScorer:
             self.known.update(zip(chunk, features, strict=True))
         return torch.stack([self.known[text] for text in texts])
 
+    def warn_of_cut(self, texts: Iterable[str]) -> None:
+        """Warn of each text whose end the network does not read."""
+        for text in dict.fromkeys(texts):
+            if cut := self.unread(text):
+                message = f"CLIP does not read the end of {text!r}, and its scores ignore what is cut: {cut!r}"
+                warnings.warn(message, stacklevel=1)  # at this line, so that a text is shown once, whoever asks
+
     @torch.no_grad()
     def _features(self, encode: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         # cuDNN's default for convolutions is TF32, whose rounding is larger than SMALLEST
@@ -113,7 +130,7 @@ class ClipScorer:
 
 
 @cache
-def open_clip_scorer(path: str, model: str = "ViT-B-32-quickgelu", device: str = "cpu") -> ClipScorer:
+def open_clip_scorer(path: str, model: str | None = None, device: str = "cpu") -> ClipScorer:
     """A CLIP of open_clip, ready for evaluation in float32.
 
     Pictures are prepared as the network was trained: on 8 bits by PIL, the short side to the network's size, the middle
@@ -127,12 +144,14 @@ def open_clip_scorer(path: str, model: str = "ViT-B-32-quickgelu", device: str =
             configuration names a tokenizer, its files;
             "hf-hub:" and the id of a repository of that form, or "openai" for `model` as OpenAI trained it: these are
             downloaded once.
-        model: open_clip's name of a single file's architecture; OpenAI's networks have names that end in -quickgelu.
-            Its pictures are prepared as OpenAI's.
+        model: open_clip's name of the architecture of a single file, or of "openai"; of a folder or repository its
+            configuration decides. Names that end in -quickgelu have another activation than those without, and nothing
+            in a state dict says which is meant: OpenAI's networks have QuickGELU, most of LAION's have GELU. Pictures
+            are prepared as OpenAI's.
         device: where it runs.
 
     Raises:
-        ValueError: if there are no such weights, or they do not fit.
+        ValueError: if there are no such weights, they do not fit, or what is known of them contradicts `model`.
     """
     with _quietly():
         name, files, label = _locate(path, model)
@@ -144,32 +163,76 @@ def open_clip_scorer(path: str, model: str = "ViT-B-32-quickgelu", device: str =
     how = f"pil-{'bilinear' if cfg['interpolation'] == 'bilinear' else 'bicubic'}{size}"
     how += "" if cfg["resize_mode"] == "shortest" else f"-{cfg['resize_mode']}"
     random = is_random(state.values())
-    protocol = f"{'RANDOM-' if random else ''}{label}-{file_digest(*files)}/{how}"
+    activation = "quickgelu" if any(type(part).__name__ == "QuickGELU" for part in network.modules()) else "gelu"
+    known = label if label.endswith("-quickgelu") and activation == "quickgelu" else f"{label}-{activation}"
+    protocol = f"{'RANDOM-' if random else ''}{known}-{file_digest(*files)}/{how}"
     network = network.to(device).eval().requires_grad_(False)
-    return ClipScorer(protocol, prepare, network, tokenize, device, random)
+    return ClipScorer(protocol, prepare, network, tokenize, device, random, unread=partial(_unread, tokenize))
 
 
-def _locate(path: str, model: str) -> tuple[str, list[Path], str]:
+def _unread(tokenize: Callable[[list[str]], Tensor], text: str) -> str:
+    """The end of a text that leaves its tokens as they are, where there is no room for more of them."""
+    tokens = tokenize([text])
+    if not tokens.equal(tokenize([f"{text} and more"])):
+        return ""
+    read = bisect_left(range(len(text)), True, key=lambda end: tokenize([text[:end]]).equal(tokens))
+    return text[read:].strip()
+
+
+def is_described(path: str) -> bool:
+    """Whether a CLIP's own configuration says which architecture it has: a folder, or a repository of the hub."""
+    return path.startswith(HUB) or Path(path).is_dir()
+
+
+def is_openai(path: str) -> bool:
+    """Whether weights are OpenAI's own, which have QuickGELU: by their name, or an archive in OpenAI's form."""
+    return path == OPENAI or _is_torchscript(Path(path))
+
+
+def _locate(path: str, model: str | None) -> tuple[str, list[Path], str]:
     """open_clip's name of it, the files that decide its numbers (the first holds weights), and its name for people."""
     if path.startswith(HUB):
         repository = path.removeprefix(HUB)
         return _local(_download(repository, path), path, repository.rpartition("/")[2])
-    if Path(path).is_dir():
+    if is_described(path):
         return _local(Path(path), path, Path(path).resolve().name)
-    configuration = _configuration(model)
-    if (path == OPENAI or _is_torchscript(Path(path))) and not configuration.get("quick_gelu", False):
+    if path != OPENAI and not Path(path).is_file():
+        raise ValueError(
+            f"there are no CLIP weights at {path}; give a file of weights, a folder with {CONFIG} and {WEIGHTS}, "
+            f"{HUB}OWNER/NAME, or {OPENAI}"
+        )
+    if model is None:
+        raise ValueError(
+            f"{path} does not say which network it is of, and GELU and QuickGELU have the same tensors; name it by "
+            "--clip-model or `model`: ViT-B-32-quickgelu (OpenAI's), ViT-B-32 (most of LAION's), …"
+        )
+    quick = bool(_configuration(model).get("quick_gelu", False))
+    if is_openai(path) and not quick:
         raise ValueError(
             f"OpenAI's weights ({path}) were trained with QuickGELU, and {model} has another activation; choose "
             f"model={model}-quickgelu"
         )
     if path == OPENAI:
         return model, [_openai_repository(model, path) / WEIGHTS], model
-    if Path(path).is_file():
-        return model, [Path(path)], model
-    raise ValueError(
-        f"there are no CLIP weights at {path}; give a file of weights, a folder with {CONFIG} and {WEIGHTS}, "
-        f"{HUB}OWNER/NAME, or {OPENAI}"
-    )
+    _require_activation(Path(path), model, quick)
+    return model, [Path(path)], model
+
+
+def _require_activation(file: Path, model: str, quick: bool) -> None:
+    """Require that a file of weights that was taken out of a CLIP's folder has that folder's activation."""
+    description = file.with_name(CONFIG)
+    if file.name != WEIGHTS or not description.is_file():
+        return
+    try:
+        said = bool(json.loads(description.read_bytes())["model_cfg"].get("quick_gelu", False))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{description} cannot be read; get it again, or move {file.name} elsewhere") from error
+    if said != quick:
+        named = {True: "QuickGELU", False: "GELU"}
+        raise ValueError(
+            f"{description} says that {file.name} has {named[said]}, and {model} has {named[quick]}; give the folder "
+            f"{file.parent}, whose configuration decides"
+        )
 
 
 def _local(folder: Path, path: str, label: str) -> tuple[str, list[Path], str]:
@@ -221,6 +284,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file of weights, on the CPU."""
     from safetensors.torch import load_file
 
+    require_weights_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -266,6 +330,7 @@ def _fit(network: Any, state: dict[str, Tensor], file: Path, label: str) -> None
     if any(wrong.values()):
         counts = "; ".join(f"{len(keys)} {what} ({keys[0]}, …)" for what, keys in wrong.items() if keys)
         raise ValueError(f"{file} does not fit {label}: {counts}; choose the model that these weights are of")
+    require_finite(state, file)
     network.load_state_dict(state)
 
 

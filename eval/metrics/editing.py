@@ -1,6 +1,7 @@
 """Scores of zero-shot edits, per image: fit to the text, and how much of the background stayed."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +11,53 @@ from torch import Tensor
 
 from eval.edits import Edit
 from eval.files import FORMATS
-from eval.metrics.clip import CLIP, DIRECTIONAL_CLIP, ClipScorer, clip_score, directional_clip
+from eval.metrics.clip import CLIP, DIRECTIONAL_CLIP, ClipScorer, changed, clip_score, directional_clip
 from eval.metrics.lpips import BACKGROUND_LPIPS, Lpips
 from eval.metrics.metric import Metric
 from eval.metrics.pairwise import BACKGROUND, background
 from eval.metrics.pictures import to_picture
+
+SHOWN = 5  # ids in a message
 
 
 def text_columns(scorer: ClipScorer, faithful: str) -> dict[str, tuple[Metric, str]]:
     """Columns and protocols of `text_scores`; `faithful` says how images were read and averaged."""
     return {
         "clip": (CLIP, f"clip/{scorer.protocol}/{faithful}/vs-target-text"),
-        "dclip": (DIRECTIONAL_CLIP, f"dclip/{scorer.protocol}/{faithful}/undefined=0"),
+        "dclip": (DIRECTIONAL_CLIP, f"dclip/{scorer.protocol}/{faithful}/unchanged-image=0/unchanged-text=none"),
     }
 
 
 def text_scores(images: Tensor, sources: Tensor, edits: Sequence[Edit], scorer: ClipScorer) -> dict[str, Tensor]:
-    """CLIP and directional CLIP of edited images and their sources, uint8 (n, 3, h, w)."""
+    """CLIP and directional CLIP of edited images and their sources, uint8 (n, 3, h, w).
+
+    An edit whose texts are the same to CLIP has no directional CLIP: NaN.
+    """
     edited, original = (scorer.images([to_picture(image) for image in part]) for part in (images, sources))
     source, target = scorer.texts([edit.source for edit in edits]), scorer.texts([edit.target for edit in edits])
     return {"clip": clip_score(edited, target), "dclip": directional_clip(edited, original, source, target)}
+
+
+def without_direction(edits: Mapping[str, Edit], scorer: ClipScorer) -> list[str]:
+    """The edits, by id, whose source and target text are the same to CLIP: they have no directional CLIP.
+
+    Texts can be the same because they are equal, or because CLIP does not read the end in which they differ.
+    """
+    if not edits:
+        return []
+    source, target = (scorer.texts([getattr(edit, side) for edit in edits.values()]) for side in ("source", "target"))
+    return [name for name, differs in zip(edits, changed(source, target).tolist(), strict=True) if not differs]
+
+
+def warn_without_direction(ids: Sequence[str], count: int, what_follows: str) -> None:
+    """Warn that some of so many images have no directional CLIP; `what_follows` ends the sentence."""
+    if ids:
+        named = ", ".join(ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")
+        warnings.warn(
+            f"{DIRECTIONAL_CLIP.header} is undefined for {len(ids)} of {count} images ({named}), because their source "
+            f"and target texts are the same to CLIP; {what_follows}",
+            stacklevel=2,
+        )
 
 
 def background_columns(faithful: str, lpips: Lpips | None) -> dict[str, tuple[Metric, str]]:

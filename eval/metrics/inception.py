@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eval.metrics.features import Extractor, file_digest
 from eval.random_mark import is_random
+from eval.weight_files import require_finite, require_weights_file
 
 CLEAN_FID = "inception-2015-12-05.pt"
 PYTORCH_FID = "pt_inception-2015-12-05-6726825d.pth"
@@ -37,6 +38,7 @@ def clean_fid(path: str, device: str = "cpu") -> Extractor:
             network: Any = InceptionV3W(str(Path(path).parent), download=False).to(device).eval()
     except (RuntimeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged or not NVIDIA's TorchScript Inception; get the file again") from error
+    require_finite(dict(network.named_parameters()), path)
     resize = build_resizer("clean")
     name, random = _name("inception-2015-12-05", path, network.parameters())
 
@@ -67,6 +69,7 @@ def pytorch_fid(path: str, celeba: bool = False, device: str = "cpu") -> Extract
         network.to(device).eval()
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or not pytorch-fid's Inception; get the file again") from error
+    require_finite(state, path)
     name, random = _name("pt-inception-2015-12-05", path, state.values())
     how = "pil-bilinear256-bilinear299-imagenet" if celeba else "network-bilinear299"
     read = _read_celeba if celeba else _unit
@@ -119,6 +122,7 @@ def _require_name(path: str, name: str) -> None:
         raise ValueError(f"the Inception file must be named {name}, as its library expects; got {path}")
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist; `python scripts/assets.py status` says where it comes from")
+    require_weights_file(Path(path))
 
 
 def _name(name: str, path: str, tensors: Any) -> tuple[str, bool]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from eval.metrics.features import file_digest
 from eval.metrics.metric import Metric
 from eval.random_mark import is_random
+from eval.weight_files import require_finite, require_weights_file
 
 LPIPS = Metric("LPIPS", 3, False)
 BACKGROUND_LPIPS = Metric("background LPIPS×10³", 2, False, 1e3)
@@ -93,12 +94,14 @@ def lpips_network(path: str, net: Literal["alex", "vgg", "squeeze"] = "alex", de
 def _read(path: str) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path}; give torchvision's weights of the backbone")
+    require_weights_file(Path(path))
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{path} is damaged or holds no weights; get it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds other things than tensors; give a state dict of torchvision")
+    require_finite(state, path)
     return state
 
 

@@ -1,17 +1,19 @@
 """Image files of an evaluation: which belong together, and their pixels at the protocol's size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.files import SUFFIXES, list_images, read_picture
+from eval.files import SUFFIXES, composed, list_images, read_picture
 
+T = TypeVar("T")
 CHUNK = 32
 THREADS = 4
 
@@ -55,23 +57,33 @@ def by_stem(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]
     """The images of a folder by stem.
 
     Raises:
-        ValueError: if there is no such folder, or two files have one stem.
+        ValueError: if there is no such folder, or two files have one stem, however its accents are spelled.
     """
     found: dict[str, Path] = {}
     for path in list_images(folder, suffixes):
-        if path.stem in found:
-            raise ValueError(f"{found[path.stem]} and {path.name} have one stem, which pairs images; rename one")
-        found[path.stem] = path
-    return found
+        other = found.setdefault(composed(path.stem), path)
+        if other is not path:
+            raise ValueError(f"{other} and {path.name} have one stem, which pairs images; rename one")
+    return {path.stem: path for path in found.values()}
+
+
+def spelled_like(found: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
+    """What is found by stem; where a name is another spelling of a stem, under that name."""
+    spellings = {composed(name): name for name in names}
+    return {spellings.get(composed(stem), stem): value for stem, value in found.items()}
 
 
 def pair(generated: Path, source: Path, ground_truth: Path | None) -> tuple[Folders, Pairing]:
     """Pair results with their sources, and with the true results where a folder of them is given.
 
+    Stems are those of the sources; é as one letter and as e with its accent are one name.
+
     Raises:
         ValueError: if there is nothing to pair, or a true result is missing.
     """
-    folders = Folders(by_stem(generated, [".png"]), by_stem(source), by_stem(ground_truth) if ground_truth else None)
+    results, sources = by_stem(generated, [".png"]), by_stem(source)
+    truths = spelled_like(by_stem(ground_truth), sources) if ground_truth else None
+    folders = Folders(spelled_like(results, sources), sources, truths)
     stems = sorted(folders.generated.keys() & folders.source.keys())
     if not stems:
         raise ValueError(f"no PNG in {generated} has the name of an image in {source}; there is nothing to score")

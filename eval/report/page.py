@@ -84,7 +84,7 @@ def write_html(task_folder: Path, sections: Sequence[Section], running: Sequence
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
-    write_atomically(html.encode(), path)
+    write_atomically(html.encode(errors="backslashreplace"), path)  # commands may name files that are no text
 
 
 def _json(value: Any) -> str:

@@ -16,10 +16,10 @@ from typing import Any
 
 from filelock import FileLock
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eval import terminal
 from eval.edits import read_edits
 from eval.files import remove_leftovers, write_atomically
 from eval.report.comparison import format_verdict
@@ -37,31 +37,36 @@ def to_markdown(section: Section) -> str:
     """The section as Markdown, with half-widths of the 95 % intervals where there are such."""
     header = ["method", *(column.title for column in section.columns)]
     lines = [
-        f"## {section.title}",
+        f"## {_as_text(section.title)}",
         "",
         *([f"![first images]({section.picture})", ""] if section.picture else []),
         "| " + " | ".join(header) + " |",
         "|---" + "|---:" * len(section.columns) + "|",
     ]
     for row in section.rows:
-        cells = [row.label]
+        cells = [_as_text(row.label)]
         for column in section.columns:
             text, mark = cell_text(row, column, interval=True), mark_of(row, column)
             cells.append(f"**{text}**" if mark == "best" else f"{text} {TIED}" if mark == "tied" else text)
         lines.append("| " + " | ".join(cells) + " |")
     remarks = [*section.warnings, *map(format_verdict, section.claims), *section.notes]
-    return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks), ""])
+    return "\n".join([*lines, "", *(f"- {_as_text(remark)}" for remark in remarks), ""])
+
+
+def _as_text(text: str) -> str:
+    """A text whose names end no cell and begin no HTML."""
+    return text.replace("|", r"\|").replace("<", r"\<")
 
 
 def to_rich(section: Section, width: int) -> Table:
     """The section for a terminal: a row per run or, where only that fits into `width`, a column per run."""
-    lines = [[Text("method"), *(Text(column.title.replace(" dB", "")) for column in section.columns)]]
+    lines = [[Text("method"), *(Text(terminal.fitted(column.title.replace(" dB", ""))) for column in section.columns)]]
     for row in section.rows:
-        lines.append([Text(row.label)])
+        lines.append([Text(terminal.fitted(row.label))])
         for column in section.columns:
             mark = mark_of(row, column)
             text = cell_text(row, column) + (f" {TIED}" if mark == "tied" else "")
-            lines[-1].append(Text(text, style="bold" if mark == "best" else ""))
+            lines[-1].append(Text(terminal.fitted(text), style="bold" if mark == "best" else ""))
     turned = [list(column) for column in zip(*lines, strict=True)]
     if _width(lines) > width >= _width(turned):
         lines = turned
@@ -175,15 +180,15 @@ def print_tables(task_folder: Path, digests: Collection[str] | None = None) -> N
 
 
 def _print(section: Section, folder: Path) -> None:
-    console = Console()
-    console = console if console.is_terminal else Console(width=150)
+    console = terminal.console()
     console.print(to_rich(section, console.width))
     picture = f", {section.picture}" if section.picture else ""
-    console.print(f"{folder}/table.md, table.csv, table.tex, report.html{picture}", highlight=False)
+    console.print(f"{folder}/table.md, table.csv, table.tex, report.html{picture}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write and print the tables and the page of what the command line names."""
+    terminal.adapt_output()
     parser = argparse.ArgumentParser("python -m eval.report", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folders", nargs="+", type=Path, help="a task's folder, or folders of runs")

@@ -1,0 +1,130 @@
+"""What a scheduler's configuration in diffusers' format says of the training of a network.
+
+It also has settings of a sampler (timestep_spacing, steps_offset, set_alpha_to_one, clip_sample, …). These are not
+used: the method and `timesteps` say how a sampler walks here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+
+import torch
+from torch import Tensor
+
+from cyclediff.diffusion.denoiser import Prediction
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, cosine_betas, linear_betas, scaled_linear_betas
+from cyclediff.errors import UserError
+
+SCHEDULES = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}
+CLASSES = (
+    "DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler", "PNDMScheduler", "LMSDiscreteScheduler",
+    "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+TRAINING = {
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+    "rescale_betas_zero_snr",
+}  # fmt: skip
+SAMPLER = {
+    "timestep_spacing", "steps_offset", "set_alpha_to_one", "clip_sample", "clip_sample_range", "thresholding",
+    "dynamic_thresholding_ratio", "sample_max_value", "variance_type", "skip_prk_steps", "solver_order", "solver_p",
+    "solver_type", "algorithm_type", "lower_order_final", "euler_at_final", "predict_x0", "disable_corrector",
+    "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "final_sigmas_type",
+    "lambda_min_clipped", "interpolation_type", "timestep_type", "sigma_min", "sigma_max", "flow_shift",
+    "time_shift_type", "sigma_data",
+}  # fmt: skip
+MUST_BE_OFF = ("use_flow_sigmas", "use_dynamic_shifting", "shift_terminal")  # these change what the network is told
+TOLERANCE = 2e-6  # diffusers computes in float32
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network was trained.
+
+    Args:
+        alpha_bar: (num_train,) float64.
+        prediction: what it predicts.
+    """
+
+    alpha_bar: Tensor
+    prediction: Prediction
+
+
+def read_scheduler(config: Mapping[str, Any], origin: str) -> Training:
+    """The facts of a scheduler's configuration; whatever is not known is refused by name.
+
+    Args:
+        config: of the file.
+        origin: the folder or hub id, for messages.
+
+    Raises:
+        UserError: if the class, a setting or a value is unknown, one is missing, or diffusers' own scheduler has other
+            noise levels.
+    """
+    what = f"the scheduler of {origin}"
+    kind = config.get("_class_name")
+    if kind not in CLASSES:
+        raise UserError(
+            f"{what} is a {kind}, whose noise levels are not known here; known are the relatives of DDPM, such as "
+            f"{', '.join(CLASSES[:4])}"
+        )
+    settings = {key: value for key, value in config.items() if not key.startswith("_")}
+    unknown = sorted(settings.keys() - TRAINING - SAMPLER - set(MUST_BE_OFF))
+    if unknown:
+        raise UserError(
+            f"{what} has settings that are not known here: {', '.join(unknown)}; remove those that only a sampler reads"
+        )
+    for key in MUST_BE_OFF:
+        if settings.get(key):
+            raise UserError(f"{what} sets {key}, which models here do not have; choose a model without it")
+    prediction = settings.get("prediction_type", "epsilon")  # the first versions of diffusers knew no other
+    if prediction not in get_args(Prediction):
+        raise UserError(f"{origin} predicts {prediction}; the models here predict {' or '.join(get_args(Prediction))}")
+    alpha_bar = alpha_bar_from_betas(_betas(settings, what))
+    if settings.get("rescale_betas_zero_snr"):
+        if prediction != "v_prediction":
+            raise UserError(
+                f"{what} sets rescale_betas_zero_snr with {prediction}: without a signal in x_t nothing can be learned "
+                "from predicting the noise; correct prediction_type or rescale_betas_zero_snr"
+            )
+        alpha_bar = zero_terminal_snr(alpha_bar)
+    _compare(config, kind, alpha_bar, what)
+    return Training(alpha_bar, cast(Prediction, prediction))
+
+
+def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
+    """A schedule whose last level has no signal (arXiv 2305.08891, algorithm 1); float64, same shape.
+
+    sqrt(alpha_bar) is shifted to end at 0 and scaled to begin where it began.
+    """
+    root = alpha_bar.sqrt()
+    return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+
+
+def _betas(settings: Mapping[str, Any], what: str) -> Tensor:
+    if settings.get("trained_betas") is not None:
+        return torch.tensor(settings["trained_betas"], dtype=torch.float64)
+    schedule, count = (_stated(settings, key, what) for key in ("beta_schedule", "num_train_timesteps"))
+    if schedule == "squaredcos_cap_v2":
+        return cosine_betas(count)
+    if schedule not in SCHEDULES:
+        known = ", ".join([*SCHEDULES, "squaredcos_cap_v2"])
+        raise UserError(f"{what} has the beta_schedule {schedule}, which is not known here; known are {known}")
+    start, end = (_stated(settings, key, what) for key in ("beta_start", "beta_end"))
+    return SCHEDULES[schedule](count, start, end)
+
+
+def _stated(settings: Mapping[str, Any], key: str, what: str) -> Any:
+    if settings.get(key) is None:
+        raise UserError(f"{what} does not state {key}; add the value that the network was trained with")
+    return settings[key]
+
+
+def _compare(config: Mapping[str, Any], kind: str, alpha_bar: Tensor, what: str) -> None:
+    """Hold the levels against those of diffusers' own scheduler object."""
+    import diffusers
+
+    own: Any = getattr(diffusers, kind).from_config(dict(config))
+    if len(own.alphas_cumprod) != len(alpha_bar) or (own.alphas_cumprod - alpha_bar).abs().max() > TOLERANCE:
+        raise UserError(f"{what} has other noise levels in diffusers' {kind} than its settings say; choose another one")

@@ -1,0 +1,120 @@
+"""Train the rectified-flow text-to-image model of pets, beside the diffusion model whose other parts it shares.
+
+    python scripts/train_pets_flow.py           train, and write the folder
+    python scripts/train_pets_flow.py --check   draw samples of the last checkpoint beside it
+
+It learns noise - x0 of x_sigma = (1 - sigma) x0 + sigma noise (arXiv 2209.03003, 2403.03206). Autoencoder, tokenizer
+and text encoder are those of the shipped diffusion model, and its UNet is where the training starts. A training that
+was stopped continues from its last checkpoint in ~/.cache/cyclediff/training.
+"""
+
+import argparse
+import json
+import shutil
+from itertools import pairwise
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from rich.progress import track
+from torch import Tensor, nn
+from train_pets import WEIGHTS, write_card
+from train_pets_text import DROPPED, MODEL, SEEDS, captions, dataset, tokenize
+from trainer import CHECKPOINTS, half_cosine, optimise
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from cyclediff.data.images import to_pil, to_uint8
+
+SEED = 88  # of order and noise; the data are those of the diffusion model
+FLOW = WEIGHTS / "text_to_image_flow"
+TRAIN_TIMESTEPS = 1000  # the network is told 1000 sigma
+STEPS = 6000
+CAPTIONS = (
+    "a photo of a cat", "a photo of a dog", "a ginger dog looking left", "a black cat on a hill", "", "a grey cat",
+)  # fmt: skip
+
+
+def shared_parts() -> tuple[Any, Any, Any]:
+    """Tokenizer, text encoder and autoencoder of the diffusion model."""
+    return (
+        CLIPTokenizer.from_pretrained(MODEL / "tokenizer"),
+        CLIPTextModel.from_pretrained(MODEL / "text_encoder", torch_dtype=torch.float32).eval().requires_grad_(False),
+        AutoencoderKL.from_pretrained(MODEL / "vae", torch_dtype=torch.float32).eval().requires_grad_(False),
+    )
+
+
+def start() -> nn.Module:
+    """The diffusion model's UNet, in float32."""
+    return UNet2DConditionModel.from_pretrained(MODEL / "unet", torch_dtype=torch.float32)
+
+
+def train(batch: int = 32, lr: float = 7e-4) -> None:
+    """Train the UNet, and write the folder in diffusers' layout."""
+    generator = torch.Generator().manual_seed(SEED)
+    images, described = dataset(SEEDS["text"])
+    tokenizer, text, vae = shared_parts()
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(x.float() / 127.5 - 1).latent_dist.mode() for x in images.split(200)])
+    latents = latents * vae.config.scaling_factor
+    unet: Any = start()
+
+    def loss() -> Tensor:
+        rows = torch.randint(len(latents), (batch,), generator=generator)
+        texts = captions([described[row] for row in rows.tolist()], generator)
+        empty = torch.rand(batch, generator=generator) < DROPPED
+        texts = ["" if drop else caption for caption, drop in zip(texts, empty.tolist(), strict=True)]
+        with torch.no_grad():
+            context = text(tokenize(tokenizer, texts)).last_hidden_state
+        sigma = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch  # one from each part of 0 … 1
+        level = sigma[:, None, None, None]
+        x0, noise = latents[rows], torch.randn(batch, *latents.shape[1:], generator=generator)
+        seen = unet((1 - level) * x0 + level * noise, TRAIN_TIMESTEPS * sigma, context).sample
+        return (seen - (noise - x0)).square().mean()
+
+    groups = [{"params": list(unet.parameters()), "lr": lr}]
+    ema, record = optimise("flow", unet, loss, STEPS, groups, generator, half_cosine(STEPS))
+    for part in ("vae", "text_encoder", "tokenizer"):
+        shutil.copytree(MODEL / part, FLOW / part, dirs_exist_ok=True)
+    ema.half().save_pretrained(FLOW / "unet")
+    FlowMatchEulerDiscreteScheduler(TRAIN_TIMESTEPS, shift=1.0).save_pretrained(FLOW / "scheduler")
+    index = json.loads((MODEL / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (FLOW / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    card = {"images": len(images), "starts_from": "text_to_image", **record}
+    write_card("text_to_image_flow", FLOW / "unet" / "diffusion_pytorch_model.safetensors", SEED, unet, card)
+
+
+@torch.no_grad()
+def check(steps: int = 40, scale: float = 3.0, each: int = 6) -> None:
+    """Draw samples of the last checkpoint: a row for each caption."""
+    saved = torch.load(CHECKPOINTS / "pets_flow.pt", weights_only=True)
+    tokenizer, text, vae = shared_parts()
+    unet: Any = start()
+    unet.load_state_dict({key.removeprefix("module."): v for key, v in saved["ema"].items() if key != "n_averaged"})
+    context = text(tokenize(tokenizer, [c for c in CAPTIONS for _ in range(each)])).last_hidden_state
+    empty = text(tokenize(tokenizer, [""])).last_hidden_state.expand_as(context)
+    x = torch.randn(len(context), 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    sigmas = torch.linspace(1, 0, steps + 1).tolist()
+    for sigma, after in track(list(pairwise(sigmas)), "samples"):
+        t = torch.full((len(x),), TRAIN_TIMESTEPS * sigma)
+        under, without = unet(x, t, context).sample, unet(x, t, empty).sample
+        x = x + (after - sigma) * (without + scale * (under - without))
+    pictures = to_uint8(vae.decode(x / vae.config.scaling_factor).sample)
+    rows = [torch.cat(list(row), dim=2) for row in pictures.split(each)]
+    file = CHECKPOINTS / "pets_flow.png"
+    to_pil(torch.cat(rows, dim=1)).resize((each * 128, len(CAPTIONS) * 128)).save(file)
+    print(f"{file}: step {saved['step']}, loss {saved['loss']:.4f}, captions from the top: {', '.join(CAPTIONS)}")
+
+
+def main() -> None:
+    """Parse the command line, and train or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="draw samples of the last checkpoint")
+    arguments = parser.parse_args()
+    check() if arguments.check else train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The facts that a scheduler's configuration states, against diffusers' own objects."""
+
+import json
+
+import diffusers
+import pytest
+import torch
+
+from cyclediff.errors import UserError
+from cyclediff.models.parts import quietly
+from cyclediff.models.scheduler import CLASSES, read_scheduler, zero_terminal_snr
+
+SETTINGS = {
+    "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+    "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "squaredcos_cap_v2": {"beta_schedule": "squaredcos_cap_v2"},
+    "trained": {"trained_betas": [0.1 + 0.001 * i for i in range(50)]},
+}
+
+
+def written(scheduler):
+    """What diffusers writes into scheduler_config.json."""
+    return json.loads(scheduler.to_json_string())
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("schedule", SETTINGS)
+def test_levels_of_every_class(name, schedule):
+    """float64 levels, equal to the float32 ones of the class itself, from the configuration that it writes."""
+    with quietly():
+        own = getattr(diffusers, name)(**SETTINGS[schedule])
+        found = read_scheduler(written(own), "net")
+    assert found.alpha_bar.dtype == torch.float64
+    assert (found.alpha_bar - own.alphas_cumprod).abs().max() < 1e-6
+    assert found.prediction == "epsilon"
+
+
+def test_zero_terminal_snr():
+    """The last level has no signal, as in diffusers; without the rescaling the SNR at t = 981 is 84 times too large."""
+    settings = {**SETTINGS["scaled_linear"], "prediction_type": "v_prediction"}
+    own = diffusers.DDIMScheduler(**settings, rescale_betas_zero_snr=True)
+    found = read_scheduler(written(own), "net")
+    assert found.alpha_bar[-1] == 0
+    assert (found.alpha_bar - own.alphas_cumprod).abs().max() < 1e-6
+    plain = read_scheduler(written(diffusers.DDIMScheduler(**settings)), "net").alpha_bar
+    assert plain[-1] == pytest.approx(4.66e-3, rel=1e-3)
+    snr = [(a[981] / (1 - a[981])).item() for a in (plain, found.alpha_bar)]
+    assert snr[0] / snr[1] == pytest.approx(84, abs=1)
+    assert zero_terminal_snr(plain)[0] == plain[0]
+
+
+def test_a_class_with_other_levels_is_refused(monkeypatch):
+    """What the settings say is held against the object that diffusers makes of them."""
+    config = written(diffusers.DDIMScheduler(**SETTINGS["linear"]))
+    other = diffusers.DDIMScheduler(**SETTINGS["scaled_linear"])
+    monkeypatch.setattr(diffusers.DDIMScheduler, "from_config", lambda _: other)
+    with pytest.raises(UserError, match="has other noise levels in diffusers' DDIMScheduler than its settings say"):
+        read_scheduler(config, "net")
+
+
+def test_a_step_without_signal_is_refused():
+    from cyclediff.diffusion.steps import ddim_step, transitions
+
+    x = torch.ones(1, 1, 2, 2)
+    with pytest.raises(ValueError, match="no signal"):
+        list(transitions(torch.tensor([0.9, 0.0]), torch.tensor([1, 0])))
+    with pytest.raises(ValueError, match="no signal"):
+        ddim_step(x, x, 0.0, 0.9)
