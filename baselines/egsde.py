@@ -1,7 +1,6 @@
 """EGSDE (arXiv 2207.06635): SDEdit guided by two energies: leave the source domain, keep the structure."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser
+from cyclediff.diffusion.levels import Level
 from cyclediff.diffusion.lowpass import lowpass
-from cyclediff.diffusion.schedule import spaced_timesteps
-from cyclediff.diffusion.steps import batch_of, ddpm_sigma, ddpm_step, q_sample, transitions
+from cyclediff.diffusion.steps import beta, ddpm_sigma, ddpm_step, q_sample, transitions
 from cyclediff.method import NoiseSource
 
 Extractor = Callable[[Tensor, Tensor], Tensor]
@@ -73,13 +72,13 @@ class EGSDE:
 
     def __call__(self, x0: Tensor, source: Denoiser | None, target: Denoiser, noise: NoiseSource) -> Tensor:
         """Translate x0 (n, c, h, w)."""
-        timesteps = spaced_timesteps(len(target.alpha_bar), self.T)[-self.t0 :]
+        levels = target.schedule.levels(self.T)[-self.t0 - 1 :]
         y = x0
         for _ in range(self.repeats):
-            y = egsde(y, x0, target, timesteps, self.energy, noise, self.variance)
+            y = egsde(y, x0, target, levels, self.energy, noise, self.variance)
         return y
 
-    def energy(self, y: Tensor, xt: Tensor, t: int) -> Tensor:
+    def energy(self, y: Tensor, xt: Tensor, t: Level) -> Tensor:
         """lambda_s E_s + lambda_i E_i of each image, (n,): Eq. 9 with the paper's similarities."""
         specific = domain_energy(y, xt, t, self.extractor, self.similarity_s)
         return self.lambda_s * specific + self.lambda_i * structure_energy(y, xt, self.down_N, self.similarity_i)
@@ -89,8 +88,8 @@ def egsde(
     y0: Tensor,
     x0: Tensor,
     target: Denoiser,
-    timesteps: Tensor,
-    energy: Callable[[Tensor, Tensor, int], Tensor],
+    levels: Sequence[Level],
+    energy: Callable[[Tensor, Tensor, Level], Tensor],
     noise: NoiseSource,
     variance: Literal["small", "large"] = "small",
 ) -> Tensor:
@@ -103,38 +102,37 @@ def egsde(
         y0: where to start (n, c, h, w): the source, or the last repeat's result.
         x0: the source image, same shape.
         target: denoiser of the target domain.
-        timesteps: int64, decreasing.
+        levels: from noisy to clean.
         energy: (y, x_t, t) → (n,), differentiable in y.
-        noise: source of randomness; len(timesteps) draws.
+        noise: source of randomness; a draw for each step.
         variance: DDPM's fixed variance.
 
     Returns:
         Same shape, not clamped.
     """
     e = noise.randn_like(x0)
-    y = q_sample(y0, target.alpha_bar[timesteps[0]].item(), e)
-    for t, alpha_bar, alpha_bar_prev in transitions(target.alpha_bar, timesteps):
-        beta = 1 - alpha_bar / alpha_bar_prev
-        eps = target(y, batch_of(t, y))
-        slope = gradient(energy, y, q_sample(x0, alpha_bar, e), t)
-        z = noise.randn_like(y) if t != timesteps[-1] else 0.0
-        step = ddpm_step(y, eps, alpha_bar, alpha_bar_prev, ddpm_sigma(alpha_bar, alpha_bar_prev, variance), z)
-        y = step - beta / math.sqrt(1 - beta) * slope
+    y, steps = q_sample(y0, levels[0], e), transitions(levels)
+    for step, (t, s) in enumerate(steps):
+        seen = target(y, t)
+        slope = gradient(energy, y, q_sample(x0, t, e), t)
+        z = noise.randn_like(y) if step < len(steps) - 1 else 0.0
+        y = ddpm_step(seen, t, s, ddpm_sigma(t, s, variance), z) - beta(t, s) / (t.a / s.a) * slope
     return y
 
 
-def gradient(energy: Callable[[Tensor, Tensor, int], Tensor], y: Tensor, xt: Tensor, t: int) -> Tensor:
+def gradient(energy: Callable[[Tensor, Tensor, Level], Tensor], y: Tensor, xt: Tensor, t: Level) -> Tensor:
     """The gradient of the energy of each image by y, (n, c, h, w); one backward pass for both energies."""
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
         return torch.autograd.grad(energy(leaf, xt, t).sum(), leaf)[0]
 
 
-def domain_energy(y: Tensor, xt: Tensor, t: int, extractor: Extractor, similarity: Similarity) -> Tensor:
+def domain_energy(y: Tensor, xt: Tensor, t: Level, extractor: Extractor, similarity: Similarity) -> Tensor:
     """E_s, (n,): the similarity of domain-specific features, which a translation should make small (Eq. 7)."""
+    time = torch.full((len(y),), int(t.t), device=y.device)
     with torch.no_grad():
-        kept = extractor(xt, batch_of(t, xt))
-    return _similarity(extractor(y, batch_of(t, y)), kept, similarity)
+        kept = extractor(xt, time)
+    return _similarity(extractor(y, time), kept, similarity)
 
 
 def structure_energy(y: Tensor, xt: Tensor, down_N: int, similarity: Similarity) -> Tensor:

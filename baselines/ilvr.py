@@ -1,15 +1,17 @@
 """ILVR (arXiv 2108.02938): sample the target model, and take the low frequencies from the source image."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser, VarianceDenoiser
+from cyclediff.diffusion.levels import Level, Prediction
 from cyclediff.diffusion.lowpass import lowpass
-from cyclediff.diffusion.schedule import count_respaced, respaced_timesteps
-from cyclediff.diffusion.steps import batch_of, ddpm_sigma, posterior_step, predict_x0, q_sample, transitions
+from cyclediff.diffusion.schedule import count_respaced
+from cyclediff.diffusion.steps import ddpm_sigma, posterior_step, q_sample, transitions
 from cyclediff.method import NoiseSource
 
 Variance = Literal["learned", "small", "large"]
@@ -54,14 +56,14 @@ class ILVR:
 
     def __call__(self, x0: Tensor, source: Denoiser | None, target: Denoiser, noise: NoiseSource) -> Tensor:
         """Translate x0 (n, c, h, w)."""
-        timesteps = respaced_timesteps(len(target.alpha_bar), self.timesteps)
-        return ilvr(x0, target, timesteps, self.down_N, self.range_t, noise, self.variance, self.clip_denoised)
+        levels = target.schedule.levels(self.timesteps, "respaced")
+        return ilvr(x0, target, levels, self.down_N, self.range_t, noise, self.variance, self.clip_denoised)
 
 
 def ilvr(
     reference: Tensor,
     target: Denoiser,
-    timesteps: Tensor,
+    levels: Sequence[Level],
     down_N: int,
     range_t: int,
     noise: NoiseSource,
@@ -75,7 +77,7 @@ def ilvr(
     Args:
         reference: the source image (n, c, h, w).
         target: denoiser of the target domain; a VarianceDenoiser where `variance` is "learned".
-        timesteps: int64, decreasing.
+        levels: from noisy to clean.
         down_N: factor of the low-pass filter.
         range_t: steps with an index above it are conditioned.
         noise: source of randomness; one draw for x_T, then in each step one for it and one for y if it is conditioned.
@@ -89,35 +91,31 @@ def ilvr(
         ValueError: if the network has no learned variance to use.
     """
     x = noise.randn_like(reference)
-    for step, (t, alpha_bar, alpha_bar_prev) in enumerate(transitions(target.alpha_bar, timesteps)):
-        index = len(timesteps) - 1 - step
-        eps, sigma = _predict(x, t, target, alpha_bar, alpha_bar_prev, variance)
-        x0_hat = predict_x0(x, eps, alpha_bar)
-        if clip_denoised:
-            x0_hat = x0_hat.clamp(-1, 1)
-        x = posterior_step(x, x0_hat, alpha_bar, alpha_bar_prev, ddpm_sigma(alpha_bar, alpha_bar_prev, "small"), 0.0)
+    steps = transitions(levels)
+    for step, (t, s) in enumerate(steps):
+        index = len(steps) - 1 - step
+        seen, sigma = _predict(x, target, t, s, variance)
+        x0_hat = seen.x0.clamp(-1, 1) if clip_denoised else seen.x0
+        x = posterior_step(x, x0_hat, t, s, ddpm_sigma(t, s, "small"), 0.0)
         if index > 0:
             x = x + sigma * noise.randn_like(x)
         if index > range_t:
-            y = q_sample(reference, alpha_bar, noise.randn_like(x))
+            y = q_sample(reference, t, noise.randn_like(x))
             x = x + lowpass(y - x, down_N, "cubic")
     return x
 
 
-def _predict(
-    x: Tensor, t: int, target: Denoiser, alpha_bar: float, alpha_bar_prev: float, variance: Variance
-) -> tuple[Tensor, Tensor | float]:
-    """(eps, sigma_t); the learned variance is interpolated in its logarithm (arXiv 2102.09672, Eq. 15)."""
+def _predict(x: Tensor, target: Denoiser, t: Level, s: Level, variance: Variance) -> tuple[Prediction, Tensor | float]:
+    """(prediction, sigma_t); the learned variance is interpolated in its logarithm (arXiv 2102.09672, Eq. 15)."""
     if variance != "learned":
-        return target(x, batch_of(t, x)), ddpm_sigma(alpha_bar, alpha_bar_prev, variance)
+        return target(x, t), ddpm_sigma(t, s, variance)
     if not isinstance(target, VarianceDenoiser):
         raise ValueError(
             "variance=learned needs a network that predicts its variance (learn_sigma), and the target model does not; "
             "choose method.variance=small"
         )
-    eps, fraction = target.with_variance(x, batch_of(t, x))
-    if alpha_bar_prev == 1:
-        return eps, 0.0
-    small = math.log(ddpm_sigma(alpha_bar, alpha_bar_prev, "small"))
-    large = math.log(ddpm_sigma(alpha_bar, alpha_bar_prev, "large"))
-    return eps, (fraction * (large - small) + small).exp()
+    seen, fraction = target.with_variance(x, t)
+    if s.b == 0:
+        return seen, 0.0
+    small, large = (math.log(ddpm_sigma(t, s, which)) for which in ("small", "large"))
+    return seen, (fraction * (large - small) + small).exp()

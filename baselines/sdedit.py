@@ -1,5 +1,6 @@
 """SDEdit (arXiv 2108.01073): add noise to the source, denoise it with the target model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,9 +8,10 @@ import torch
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser
+from cyclediff.diffusion.levels import Level, Prediction
 from cyclediff.diffusion.paired import Control, paired_evaluation, plan_control
-from cyclediff.diffusion.schedule import Spacing, sampling_path
-from cyclediff.diffusion.steps import batch_of, ddim_step, ddpm_sigma, ddpm_step, q_sample, transitions
+from cyclediff.diffusion.schedule import Spacing
+from cyclediff.diffusion.steps import ddim_step, ddpm_sigma, ddpm_step, q_sample, transitions
 from cyclediff.method import NoiseSource
 
 Variance = Literal["small", "large", "none"]
@@ -24,7 +26,7 @@ class SDEdit:
         t0: how many of them, from the clean end, are run: realism against faithfulness (section 3).
         repeats: how often the result is noised and denoised again (the official sample_step).
         variance: DDPM's fixed variance, "small" or "large"; or "none" for DDIM without noise.
-        spacing: "uniform" for pixel space, "latent" for latent diffusion (see `sampling_path`).
+        spacing: "uniform" for pixel space, "latent" for latent diffusion (see `DiffusionSchedule`).
         mask: bool (1, h, w) for all images, True where the source is kept (section 4.2); for pixel-space models.
         attention: cross-attention control, for text-to-image models: the attention follows that of a second SDEdit with
             the same noise, under the source prompt.
@@ -67,7 +69,7 @@ class SDEdit:
 
     def __call__(self, x0: Tensor, source: Denoiser | None, target: Denoiser, noise: NoiseSource) -> Tensor:
         """Translate x0 (n, c, h, w)."""
-        timesteps, end = sampling_path(target.alpha_bar, self.T, self.spacing)
+        levels = target.schedule.levels(self.T, self.spacing)[-self.t0 - 1 :]
         mask = None if self.mask is None else self.mask.to(x0.device)
         if mask is not None and mask.shape[-2:] != x0.shape[-2:]:
             height, width = mask.shape[-2:]
@@ -78,62 +80,58 @@ class SDEdit:
         x = guide = x0
         for _ in range(self.repeats):
             if self.attention and source is not None:
-                x = self._controlled(guide, source, target, timesteps[-self.t0 :], end, noise)
+                x = self._controlled(guide, source, target, levels, noise)
             else:
-                x = sdedit(guide, target, timesteps[-self.t0 :], noise, self.variance, mask, end)
+                x = sdedit(guide, target, levels, noise, self.variance, mask)
             guide = x if mask is None else torch.where(mask, x0, x)
         return x
 
     def _controlled(
-        self, x0: Tensor, source: Denoiser, target: Denoiser, timesteps: Tensor, end: float, noise: NoiseSource
+        self, x0: Tensor, source: Denoiser, target: Denoiser, levels: Sequence[Level], noise: NoiseSource
     ) -> Tensor:
         """`sdedit` and a second one under the source prompt, with the same noise; the first follows its attention."""
-        evaluate = paired_evaluation(source, target, plan_control(self.attention, source, target, len(timesteps)))
-        xs = xt = q_sample(x0, target.alpha_bar[timesteps[0]].item(), noise.randn_like(x0))
-        for step, (t, ab, ab_prev) in enumerate(transitions(target.alpha_bar, timesteps, end)):
-            z = noise.randn_like(x0) if t != timesteps[-1] else 0.0
-            eps_s, eps_t = evaluate(xs, xt, t, step)
-            xs, xt = (_step(x, eps, ab, ab_prev, self.variance, z) for x, eps in ((xs, eps_s), (xt, eps_t)))
+        steps = transitions(levels)
+        evaluate = paired_evaluation(source, target, plan_control(self.attention, source, target, len(steps)))
+        xs = xt = q_sample(x0, levels[0], noise.randn_like(x0))
+        for step, (t, s) in enumerate(steps):
+            z = noise.randn_like(x0) if step < len(steps) - 1 else 0.0
+            xs, xt = (_step(seen, t, s, self.variance, z) for seen in evaluate(xs, xt, t, step))
         return xt
 
 
 def sdedit(
     guide: Tensor,
     target: Denoiser,
-    timesteps: Tensor,
+    levels: Sequence[Level],
     noise: NoiseSource,
     variance: Variance = "small",
     mask: Tensor | None = None,
-    end: float = 1.0,
 ) -> Tensor:
     """One noising and denoising of `guide` (Algorithm 2 of the paper).
 
     Args:
         guide: (n, c, h, w).
         target: denoiser of the target domain.
-        timesteps: int64, decreasing.
-        noise: source of randomness; len(timesteps) draws.
+        levels: from noisy to clean.
+        noise: source of randomness; a draw for each step.
         variance: DDPM's fixed variance, "small" or "large"; or "none" for DDIM without noise.
         mask: bool, broadcastable to guide; True keeps the guide. After each step from level t the kept pixels are the
             guide at level t (not at the level reached), with the noise of the start, as the official code has it.
-        end: alpha_bar where the last step ends.
 
     Returns:
         Same shape as guide, not clamped; kept pixels hold the noise of the last level.
     """
     e = noise.randn_like(guide)
-    x = q_sample(guide, target.alpha_bar[timesteps[0]].item(), e)
-    for t, alpha_bar, alpha_bar_prev in transitions(target.alpha_bar, timesteps, end):
-        z = noise.randn_like(x) if t != timesteps[-1] else 0.0
-        x = _step(x, target(x, batch_of(t, x)), alpha_bar, alpha_bar_prev, variance, z)
+    x, steps = q_sample(guide, levels[0], e), transitions(levels)
+    for step, (t, s) in enumerate(steps):
+        z = noise.randn_like(x) if step < len(steps) - 1 else 0.0
+        x = _step(target(x, t), t, s, variance, z)
         if mask is not None:
-            x = torch.where(mask, q_sample(guide, alpha_bar, e), x)
+            x = torch.where(mask, q_sample(guide, t, e), x)
     return x
 
 
-def _step(
-    x: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_prev: float, variance: Variance, z: Tensor | float
-) -> Tensor:
+def _step(seen: Prediction, t: Level, s: Level, variance: Variance, z: Tensor | float) -> Tensor:
     if variance == "none":
-        return ddim_step(x, eps, alpha_bar, alpha_bar_prev)
-    return ddpm_step(x, eps, alpha_bar, alpha_bar_prev, ddpm_sigma(alpha_bar, alpha_bar_prev, variance), z)
+        return ddim_step(seen, s)
+    return ddpm_step(seen, t, s, ddpm_sigma(t, s, variance), z)

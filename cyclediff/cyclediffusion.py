@@ -11,15 +11,16 @@ source = target returns the latent itself.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser
+from cyclediff.diffusion.levels import Level, Prediction
 from cyclediff.diffusion.paired import Control, Plan, paired_evaluation, plan_control
-from cyclediff.diffusion.schedule import Spacing, sampling_path
+from cyclediff.diffusion.schedule import Spacing
 from cyclediff.diffusion.steps import (
-    batch_of,
     ddim_sigma,
     ddim_step,
     infer_noise,
@@ -45,7 +46,7 @@ class CycleDiffusion:
         raw_index_start: start at training timestep T_es - 1 (and refine from refine_steps - 1), as the official code
             does. False starts at the T_es-th of the T timesteps, as the paper says. The two are equal where T is the
             number of training timesteps, as in every published configuration.
-        spacing: "uniform" for pixel space, "latent" for latent diffusion (see `sampling_path`).
+        spacing: "uniform" for pixel space, "latent" for latent diffusion (see `DiffusionSchedule`).
         attention: cross-attention control (section 4.2), for text-to-image models.
         name: the stem of its file in conf/method.
     """
@@ -85,17 +86,18 @@ class CycleDiffusion:
 
     def __call__(self, x0: Tensor, source: Denoiser, target: Denoiser, noise: NoiseSource) -> Tensor:
         """Translate x0 (n, c, h, w)."""
-        if len(source.alpha_bar) != len(target.alpha_bar):
+        counts = source.schedule.num_train, target.schedule.num_train
+        if counts[0] != counts[1]:
             raise ValueError(
                 "source and target must be trained on the same number of timesteps; "
-                f"got {len(source.alpha_bar)} and {len(target.alpha_bar)}, choose models of one schedule"
+                f"got {counts[0]} and {counts[1]}, choose models of one schedule"
             )
-        timesteps, end = sampling_path(target.alpha_bar, self.T, self.spacing)
+        path = Path(*(model.schedule.levels(self.T, self.spacing)[-self.T_es - 1 :] for model in (source, target)))
         plan = plan_control(self.attention, source, target, self.T_es)
-        encoded = timesteps[-self.T_es :]
-        x = cyclediffusion(x0, source, target, encoded, self.eta, noise, self._start(self.T_es), end, plan)
+        x = cyclediffusion(x0, source, target, path, self.eta, noise, self._start(source, self.T_es), plan)
+        levels = path.target[-self.refine_steps - 1 :]
         for _ in range(self.refine_iterations if self.refine_steps else 0):
-            x = refine(x, target, timesteps[-self.refine_steps :], noise, self._start(self.refine_steps), end)
+            x = refine(x, target, levels, noise, self._start(target, self.refine_steps))
         return x
 
     def candidates(
@@ -104,19 +106,25 @@ class CycleDiffusion:
         """Translate latents in many ways, see `decode_candidates`; each candidate has its own T_es, none is refined."""
         return decode_candidates(x0, source, target, noise, candidates, self.T, self.eta, self.spacing, self.attention)
 
-    def _start(self, steps: int) -> int | None:
-        return steps - 1 if self.raw_index_start else None
+    def _start(self, model: Denoiser, steps: int) -> Level | None:
+        return model.schedule.at(steps - 1) if self.raw_index_start else None
+
+
+class Path(NamedTuple):
+    """The levels of two samplers that run side by side, each from noisy to clean."""
+
+    source: Sequence[Level]
+    target: Sequence[Level]
 
 
 def cyclediffusion(
     x0: Tensor,
     source: Denoiser,
     target: Denoiser,
-    timesteps: Tensor,
+    path: Path,
     eta: float,
     noise: NoiseSource,
-    start: int | None = None,
-    end: float = 1.0,
+    start: Level | None = None,
     plan: Plan | None = None,
 ) -> Tensor:
     """Encode with `source` and decode with `target`, step by step: memory does not grow with the number of steps.
@@ -125,115 +133,103 @@ def cyclediffusion(
         x0: (n, c, h, w).
         source: denoiser of the source domain.
         target: denoiser of the target domain.
-        timesteps: int64, decreasing; the step from the last one ends at `end`.
+        path: levels of both; where the last one has noise, the last step is encoded too.
         eta: stochasticity of DDIM, positive.
-        noise: source of randomness; len(timesteps) draws.
-        start: training timestep at which x_T is drawn, if not the first of `timesteps`.
-        end: alpha_bar where the last step ends; less than 1 encodes it too.
+        noise: source of randomness; a draw for each step.
+        start: level at which x_T is drawn, if not the first of the path.
         plan: of attention control.
 
     Returns:
         The translation, same shape, not clamped. Equal to decode(encode(x0, …), …).
     """
-    xs = xt = _draw_start(x0, source, timesteps, noise, start)
+    xs = xt = q_sample(x0, start or path.source[0], noise.randn_like(x0))
     evaluate = paired_evaluation(source, target, plan)
-    steps = zip(
-        transitions(source.alpha_bar, timesteps, end), transitions(target.alpha_bar, timesteps, end), strict=True
-    )
-    for step, ((t, ab, ab_prev), (_, target_ab, target_ab_prev)) in enumerate(steps):
-        sigma = ddim_sigma(ab, ab_prev, eta)
+    steps = list(zip(transitions(path.source), transitions(path.target), strict=True))
+    for step, ((t, s), (target_t, target_s)) in enumerate(steps):
+        sigma = ddim_sigma(t, s, eta)
         if sigma:
-            eps_s, eps_t = evaluate(xs, xt, t, step)
-            n = noise.randn_like(x0) if t != timesteps[-1] else landing_noise(xs, x0, ab, ab_prev, sigma)
-            xs, z = _encode_step(xs, x0, eps_s, ab, ab_prev, sigma, n)
+            seen_s, seen_t = evaluate(xs, xt, t, step)
+            n = noise.randn_like(x0) if step < len(steps) - 1 else landing_noise(xs, x0, t, s, sigma)
+            xs, z = _encode_step(xs, x0, seen_s, t, s, sigma, n)
         else:
-            eps_t, z = target(xt, batch_of(t, xt)), 0.0
-        xt = ddim_step(xt, eps_t, target_ab, target_ab_prev, ddim_sigma(target_ab, target_ab_prev, eta), z)
+            seen_t, z = target(xt, target_t), 0.0
+        xt = ddim_step(seen_t, target_s, ddim_sigma(target_t, target_s, eta), z)
     return xt
 
 
 def encode(
     x0: Tensor,
     source: Denoiser,
-    timesteps: Tensor,
+    levels: Sequence[Level],
     eta: float,
     noise: NoiseSource,
-    start: int | None = None,
-    end: float = 1.0,
+    start: Level | None = None,
 ) -> Tensor:
-    """DPM-Encoder (Algorithm 1): the code (x_T, z_{T-1}, …, z_1) of x0, and z_0 if `end` is less than 1.
+    """DPM-Encoder (Algorithm 1): the code (x_T, z_{T-1}, …, z_1) of x0, and z_0 if the last level has noise.
 
     Args:
         x0: (n, c, h, w).
         source: denoiser of the source domain.
-        timesteps: int64, decreasing.
+        levels: from noisy to clean.
         eta: stochasticity of DDIM, positive.
-        noise: source of randomness; len(timesteps) draws.
+        noise: source of randomness; a draw for each step.
         start: see `cyclediffusion`.
-        end: see `cyclediffusion`.
 
     Returns:
-        (n, len(timesteps), c, h, w), or one more along the second axis.
+        (n, number of steps, c, h, w), or one more along the second axis.
     """
-    xt = _draw_start(x0, source, timesteps, noise, start)
-    code = [xt]
-    for t, ab, ab_prev in transitions(source.alpha_bar, timesteps, end):
-        sigma = ddim_sigma(ab, ab_prev, eta)
+    xt = q_sample(x0, start or levels[0], noise.randn_like(x0))
+    code, steps = [xt], transitions(levels)
+    for step, (t, s) in enumerate(steps):
+        sigma = ddim_sigma(t, s, eta)
         if sigma:
-            n = noise.randn_like(x0) if t != timesteps[-1] else landing_noise(xt, x0, ab, ab_prev, sigma)
-            xt, z = _encode_step(xt, x0, source(xt, batch_of(t, xt)), ab, ab_prev, sigma, n)
+            n = noise.randn_like(x0) if step < len(steps) - 1 else landing_noise(xt, x0, t, s, sigma)
+            xt, z = _encode_step(xt, x0, source(xt, t), t, s, sigma, n)
             code.append(z)
     return torch.stack(code, dim=1)
 
 
-def decode(code: Tensor, target: Denoiser, timesteps: Tensor, eta: float, end: float = 1.0) -> Tensor:
+def decode(code: Tensor, target: Denoiser, levels: Sequence[Level], eta: float) -> Tensor:
     """Run the sampler of `target` with a code in place of its noise (Algorithm 2).
 
     Args:
-        code: as `encode` makes it with the same timesteps and `end`.
+        code: as `encode` makes it with the same levels.
         target: denoiser of the target domain.
-        timesteps: int64, decreasing.
+        levels: from noisy to clean.
         eta: stochasticity of DDIM, positive.
-        end: alpha_bar where the last step ends.
 
     Returns:
         The image, (n, c, h, w), not clamped.
     """
     xt, *zs = code.unbind(dim=1)
-    zs = zs if end < 1 else [*zs, 0.0]
-    for (t, ab, ab_prev), z in zip(transitions(target.alpha_bar, timesteps, end), zs, strict=True):
-        xt = ddim_step(xt, target(xt, batch_of(t, xt)), ab, ab_prev, ddim_sigma(ab, ab_prev, eta), z)
+    steps = transitions(levels)
+    zs += [0.0] * (len(steps) - len(zs))  # of a last step without noise
+    for (t, s), z in zip(steps, zs, strict=True):
+        xt = ddim_step(target(xt, t), s, ddim_sigma(t, s, eta), z)
     return xt
 
 
 def refine(
-    x: Tensor, target: Denoiser, timesteps: Tensor, noise: NoiseSource, start: int | None = None, end: float = 1.0
+    x: Tensor, target: Denoiser, levels: Sequence[Level], noise: NoiseSource, start: Level | None = None
 ) -> Tensor:
     """Noise a translation a little and denoise it with the target model at eta 1 (appendix: SDEdit as the last step).
 
     Args:
         x: the translation, (n, c, h, w).
         target: denoiser of the target domain.
-        timesteps: int64, decreasing.
-        noise: source of randomness; len(timesteps) draws.
-        start: training timestep at which x is noised, if not the first of `timesteps`.
-        end: alpha_bar where the last step ends.
+        levels: from noisy to clean.
+        noise: source of randomness; a draw for each step.
+        start: level at which x is noised, if not the first.
     """
-    x = _draw_start(x, target, timesteps, noise, start)
-    for t, ab, ab_prev in transitions(target.alpha_bar, timesteps, end):
-        z = noise.randn_like(x) if t != timesteps[-1] else 0.0
-        x = ddim_step(x, target(x, batch_of(t, x)), ab, ab_prev, ddim_sigma(ab, ab_prev, 1.0), z)
+    x, steps = q_sample(x, start or levels[0], noise.randn_like(x)), transitions(levels)
+    for step, (t, s) in enumerate(steps):
+        z = noise.randn_like(x) if step < len(steps) - 1 else 0.0
+        x = ddim_step(target(x, t), s, ddim_sigma(t, s, 1.0), z)
     return x
 
 
-def _draw_start(x0: Tensor, model: Denoiser, timesteps: Tensor, noise: NoiseSource, start: int | None) -> Tensor:
-    level = model.alpha_bar[timesteps[0] if start is None else start].item()
-    return q_sample(x0, level, noise.randn_like(x0))
-
-
 def _encode_step(
-    xt: Tensor, x0: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_prev: float, sigma: float, n: Tensor
+    xt: Tensor, x0: Tensor, seen: Prediction, t: Level, s: Level, sigma: float, n: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(x_{t-1}, z): Algorithm 1, lines 3 and 4."""
-    z = infer_noise(xt, x0, eps, alpha_bar, alpha_bar_prev, sigma, n)
-    return posterior_step(xt, x0, alpha_bar, alpha_bar_prev, sigma, n), z
+    """(x_s, z): Algorithm 1, lines 3 and 4."""
+    return posterior_step(xt, x0, t, s, sigma, n), infer_noise(xt, x0, seen, t, s, sigma, n)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser
 from cyclediff.diffusion.paired import Control, paired_evaluation, plan_control
-from cyclediff.diffusion.schedule import Spacing, sampling_path
+from cyclediff.diffusion.schedule import Spacing
 from cyclediff.diffusion.steps import (
     ddim_sigma,
     ddim_step,
@@ -46,7 +46,7 @@ def decode_candidates(
             from different levels of it. Encodings are numbered in the order in which candidates first name them.
         T: number of timesteps of the sampler.
         eta: stochasticity of DDIM, positive.
-        spacing: one with noise in the last step (see `sampling_path`).
+        spacing: one with noise in the last step (see `DiffusionSchedule`).
         attention: cross-attention control.
 
     Returns:
@@ -63,24 +63,23 @@ def decode_candidates(
         raise ValueError(
             "with attention control all candidates of a batch must have one T_es; decode others separately"
         )
-    timesteps, end = sampling_path(source.alpha_bar, T, spacing)
-    encoded = timesteps[-lengths[0] :]
+    levels = source.schedule.levels(T, spacing)[-lengths[0] - 1 :]
     plan = plan_control(attention, source, target, lengths[0], encodings)
     evaluate = paired_evaluation(source, target, plan, encodings)
     owner = torch.tensor(encodings, device=x0.device)
     xs, xt = x0[:0], x0[:0]
-    for step, (t, ab, ab_prev) in enumerate(transitions(source.alpha_bar, encoded, end)):
-        left = len(encoded) - step
+    for step, (t, s) in enumerate(transitions(levels)):
+        left = lengths[0] - step
         begun, running = sum(longest[i] >= left for i in range(len(x0))), sum(n >= left for n in lengths)
         if begun > len(xs):
             new = x0[len(xs) : begun]
-            xs = torch.cat((xs, q_sample(new, ab, noise.rows(len(xs), begun).randn_like(new))))
+            xs = torch.cat((xs, q_sample(new, t, noise.rows(len(xs), begun).randn_like(new))))
         xt = torch.cat((xt, xs[owner[len(xt) : running]]))
-        sigma = ddim_sigma(ab, ab_prev, eta)
-        eps_s, eps_t = evaluate(xs, xt, t, step)
+        sigma = ddim_sigma(t, s, eta)
+        seen_s, seen_t = evaluate(xs, xt, t, step)
         own = x0[:begun]
-        n = noise.rows(0, begun).randn_like(xs) if left > 1 else landing_noise(xs, own, ab, ab_prev, sigma)
-        z = infer_noise(xs, own, eps_s, ab, ab_prev, sigma, n)
-        xs = posterior_step(xs, own, ab, ab_prev, sigma, n)
-        xt = ddim_step(xt, eps_t, ab, ab_prev, sigma, z[owner[:running]])
+        n = noise.rows(0, begun).randn_like(xs) if left > 1 else landing_noise(xs, own, t, s, sigma)
+        z = infer_noise(xs, own, seen_s, t, s, sigma, n)
+        xs = posterior_step(xs, own, t, s, sigma, n)
+        xt = ddim_step(seen_t, s, sigma, z[owner[:running]])
     return xt

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser
+from cyclediff.diffusion.levels import Level, Prediction
+from cyclediff.diffusion.schedule import Schedule
 from cyclediff.method import Method, NoiseSource
 
 
@@ -15,21 +17,21 @@ class Recorder:
 
     Args:
         denoiser: what answers.
-        states: (t, x_t) of each call.
+        states: (level, state) of each call.
     """
 
     denoiser: Denoiser
-    states: list[tuple[int, Tensor]] = field(default_factory=list)
+    states: list[tuple[Level, Tensor]] = field(default_factory=list)
 
     @property
-    def alpha_bar(self) -> Tensor:
+    def schedule(self) -> Schedule:
         """The denoiser's."""
-        return self.denoiser.alpha_bar
+        return self.denoiser.schedule
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
-        """Predict eps."""
-        self.states.append((int(t[0]), xt.detach()))
-        return self.denoiser(xt, t)
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """See `Denoiser`."""
+        self.states.append((level, x.detach()))
+        return self.denoiser(x, level)
 
 
 def distances(
@@ -57,4 +59,4 @@ def distances(
     if not pairs or any(s[0] != t[0] for s, t in pairs):
         raise ValueError(f"{method.name} does not evaluate source and target at equal timesteps; choose cyclediffusion")
     apart = [(s[1].double() - t[1].double()).square().mean((1, 2, 3)).sqrt() for s, t in pairs]
-    return [s[0] for s, _ in pairs], torch.stack(apart, dim=1)
+    return [int(s[0].t) for s, _ in pairs], torch.stack(apart, dim=1)

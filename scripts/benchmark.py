@@ -71,21 +71,23 @@ def translate_once(steps: int, streaming: bool) -> None:
     """Translate 4 images at 256×256 with a trivial network, and print how much the peak memory grew."""
     import torch
 
+    from cyclediff.cyclediffusion import Path as Levels
     from cyclediff.cyclediffusion import cyclediffusion, decode, encode
-    from cyclediff.diffusion.denoiser import EpsDenoiser
+    from cyclediff.diffusion.denoiser import NetworkDenoiser
     from cyclediff.diffusion.noise import Noise
-    from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
+    from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
 
-    denoiser = EpsDenoiser(lambda xt, t: 0.5 * xt, alpha_bar_from_betas(linear_betas()))
+    schedule = DiffusionSchedule(alpha_bar_from_betas(linear_betas()))
+    denoiser = NetworkDenoiser(lambda xt, t: 0.5 * xt, schedule)
     x0, ids = torch.zeros(4, 3, 256, 256), list("abcd")
-    cyclediffusion(x0, denoiser, denoiser, spaced_timesteps(1000, 5), 0.1, Noise(1, ids))
+    few, levels = schedule.levels(5), schedule.levels(steps)
+    cyclediffusion(x0, denoiser, denoiser, Levels(few, few), 0.1, Noise(1, ids))
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again at what is in use now
     before = peak_memory()
-    timesteps = spaced_timesteps(1000, steps)
     if streaming:
-        cyclediffusion(x0, denoiser, denoiser, timesteps, 0.1, Noise(1, ids))
+        cyclediffusion(x0, denoiser, denoiser, Levels(levels, levels), 0.1, Noise(1, ids))
     else:
-        decode(encode(x0, denoiser, timesteps, 0.1, Noise(1, ids)), denoiser, timesteps, 0.1)
+        decode(encode(x0, denoiser, levels, 0.1, Noise(1, ids)), denoiser, levels, 0.1)
     print(peak_memory() - before)
 
 

@@ -30,7 +30,7 @@ from transformers import (
 from cyclediff.attention_control import install
 from cyclediff.cyclediffusion import CycleDiffusion
 from cyclediff.diffusion.noise import Noise
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, scaled_linear_betas
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, scaled_linear_betas
 from cyclediff.models.load_text import load_text_to_image
 from cyclediff.models.text_to_image import TextModel, caller
 from cyclediff.studies.candidates import Edits, count_rows, edit, split
@@ -75,11 +75,12 @@ def sd_sized() -> tuple[Any, TextModel]:
         "tokenizer": tokenizer,
         "scheduler": scheduler,
     }
+    schedule = DiffusionSchedule(alpha_bar_from_betas(scaled_linear_betas()))
     own: Any = copy.deepcopy(unet)
     own.to(memory_format=torch.channels_last)
     install(own)
     model = TextModel(
-        caller(own, torch.float32, torch.channels_last), alpha_bar_from_betas(scaled_linear_betas()), "epsilon", own,
+        caller(own, torch.float32, torch.channels_last), schedule, "epsilon", own,
         vae, tokenizer, text, 77, 256,
     )  # fmt: skip
     return _pipeline(parts), model

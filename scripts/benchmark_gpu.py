@@ -28,7 +28,7 @@ from cyclediff.attention_control import install
 from cyclediff.cyclediffusion import CycleDiffusion, decode, encode
 from cyclediff.diffusion.denoiser import LearnedVarianceDenoiser
 from cyclediff.diffusion.noise import Noise
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
 from cyclediff.models import adm
 from cyclediff.models.inference import for_inference
 from cyclediff.models.text_to_image import TextModel, caller
@@ -70,22 +70,23 @@ def rows_of_translation(table: Table, device: str, shape: dict[str, Any], steps:
     unet: Any = adm.build(**shape)
     unet.eval().requires_grad_(False).to(device)
     own = copy.deepcopy(unet)
-    alpha_bar, timesteps = alpha_bar_from_betas(linear_betas()), spaced_timesteps(1000, steps)
-    plain = LearnedVarianceDenoiser(lambda xt, t: unet(xt, t).sample, alpha_bar)
+    schedule = DiffusionSchedule(alpha_bar_from_betas(linear_betas()))
+    levels = schedule.levels(steps)
+    plain = LearnedVarianceDenoiser(lambda xt, t: unet(xt, t).sample, schedule)
     network = for_inference(own, lambda xt, t: own(xt, t).sample, device, "bfloat16", "default")
-    fast = LearnedVarianceDenoiser(network, alpha_bar)
+    fast = LearnedVarianceDenoiser(network, schedule)
     method = CycleDiffusion(T=steps, T_es=steps, eta=ETA)
 
     def evaluate(images: int) -> None:
-        fast(torch.zeros(images, 3, side, side, device=device), torch.full((images,), 500, device=device))
+        fast(torch.zeros(images, 3, side, side, device=device), schedule.at(500))
         wait(device)
 
     batch = find_batch_size(evaluate, most)
     x0 = torch.rand(max(batch, ALONE), 3, side, side, device=device) * 2 - 1
 
     def alone(k: int) -> Tensor:
-        code = encode(x0[k : k + 1], plain, timesteps, ETA, Noise(1, [str(k)], device=device))
-        return decode(code, plain, timesteps, ETA)
+        code = encode(x0[k : k + 1], plain, levels, ETA, Noise(1, [str(k)], device=device))
+        return decode(code, plain, levels, ETA)
 
     def theirs() -> Tensor:
         return torch.cat([alone(k) for k in range(ALONE)])
@@ -101,7 +102,7 @@ def rows_of_translation(table: Table, device: str, shape: dict[str, Any], steps:
     table.add_row("  the images of both", f"{(-10 * torch.log10(error / 4)).item():.0f} dB from one another", "≥ 40 dB")
     table.add_row("  inside the networks", f"{share_inside(ours, fast, device):.1%} of the time", "≥ 95 %")
     with FlopCounterMode(display=False) as counter:
-        plain(x0[:1], torch.full((1,), 500, device=device))
+        plain(x0[:1], schedule.at(500))
     a, b = torch.randn(2, matrix, matrix, device=device, dtype=torch.bfloat16)
     best = side_by_side({"network": lambda: evaluate(batch), "product": lambda: (a @ b, wait(device))})
     achieved = counter.get_total_flops() * batch / best["network"] / 1e12

@@ -16,7 +16,7 @@ from baselines.egsde import EGSDE, domain_energy, gradient, structure_energy
 from cyclediff.cyclediffusion import CycleDiffusion
 from cyclediff.diffusion.denoiser import LearnedVarianceDenoiser
 from cyclediff.diffusion.noise import Noise
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
 from cyclediff.models import adm
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
@@ -99,8 +99,8 @@ def rows_of_cyclediffusion(table: Table, steps: int = 4) -> None:
     """CycleDiffusion between two AFHQ networks: evaluations, and what the rest costs."""
     unet, _ = afhq_network()
     meter = Meter(["a"], lambda: None)
-    alpha_bar = alpha_bar_from_betas(linear_betas())
-    denoiser = LearnedVarianceDenoiser(for_inference(unet, lambda xt, t: unet(xt, t).sample, "cpu"), alpha_bar)
+    schedule = DiffusionSchedule(alpha_bar_from_betas(linear_betas()))
+    denoiser = LearnedVarianceDenoiser(for_inference(unet, lambda xt, t: unet(xt, t).sample, "cpu"), schedule)
     source, target = (meter.watch(denoiser, side) for side in ("source", "target"))
     method = CycleDiffusion(T=1000, T_es=steps, eta=0.1)
     began = time.perf_counter()
@@ -123,20 +123,20 @@ def rows_of_egsde(table: Table) -> None:
     network = for_inference(unet, lambda xt, t: unet(xt, t).sample, "cpu")
     method = EGSDE(1000, 500, 500.0, 2.0, 32, features)
     y, xt = torch.randn(2, 1, 3, 256, 256)
-    t = torch.tensor([100])
+    t, level = torch.tensor([100]), DiffusionSchedule(alpha_bar_from_betas(linear_betas())).at(100)
 
     def evaluate() -> None:
         with torch.no_grad():
             network(y, t)
 
     def apart() -> None:
-        gradient(lambda a, b, t: domain_energy(a, b, t, features, "cosine"), y, xt, 100)
-        gradient(lambda a, b, t: structure_energy(a, b, 32, "neg_l2"), y, xt, 100)
+        gradient(lambda a, b, t: domain_energy(a, b, t, features, "cosine"), y, xt, level)
+        gradient(lambda a, b, t: structure_energy(a, b, 32, "neg_l2"), y, xt, level)
 
     best = side_by_side(
         {
             "one evaluation": evaluate,
-            "both energies, one backward": lambda: gradient(method.energy, y, xt, 100),
+            "both energies, one backward": lambda: gradient(method.energy, y, xt, level),
             "two backwards": apart,
         },
         rounds=3,

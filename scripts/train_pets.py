@@ -24,7 +24,7 @@ from trainer import CHECKPOINTS, half_cosine, optimise
 from cyclediff.cyclediffusion import decode
 from cyclediff.data.images import to_pil, to_uint8
 from cyclediff.diffusion.denoiser import X0Denoiser
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
 from cyclediff.pets.networks import SIZE, X0_ERROR, PetsClassifier
 from cyclediff.pets.render import FACTORS, SPECIES, render, sample_factors
 from eval.metrics.frechet import frechet_distance
@@ -190,14 +190,14 @@ def check(species: str, count: int = 256, batch: int = 32) -> None:
     saved = torch.load(CHECKPOINTS / f"pets_{species}.pt", weights_only=True)
     net = DiffusionTraining(PetsDenoisingUNet(), alpha_bar_from_betas(linear_betas()))
     net.load_state_dict({key.removeprefix("module."): v for key, v in saved["ema"].items() if key != "n_averaged"})
-    denoiser = X0Denoiser(net.net.eval(), net.alpha_bar, X0_ERROR)
+    denoiser = X0Denoiser(net.net.eval(), DiffusionSchedule(net.alpha_bar), X0_ERROR)
     judge = load_pets_judge(WEIGHTS / "judge.safetensors")
-    timesteps, generator = spaced_timesteps(len(denoiser.alpha_bar), 50), torch.Generator().manual_seed(44)
+    levels, generator = denoiser.schedule.levels(50), torch.Generator().manual_seed(44)
     images = []
     for _ in track(range(count // batch), f"samples of {species}"):
-        code = torch.randn(batch, len(timesteps), 3, SIZE, SIZE, generator=generator)
+        code = torch.randn(batch, len(levels) - 1, 3, SIZE, SIZE, generator=generator)
         with torch.no_grad():
-            images.append(to_uint8(decode(code, denoiser, timesteps, eta=1.0)))
+            images.append(to_uint8(decode(code, denoiser, levels, eta=1.0)))
     features, outputs = observe(judge, torch.cat(images))
     real = render_all(sample_factors(2 * count, torch.Generator().manual_seed(45)), species)
     two = [observe(judge, half) for half in real.split(count)]

@@ -3,8 +3,8 @@
 import torch
 
 from baselines.sdedit import SDEdit
-from cyclediff.diffusion.denoiser import EpsDenoiser
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
+from cyclediff.diffusion.denoiser import NetworkDenoiser
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
 from cyclediff.models.pixel import PixelModel
 from cyclediff.pets.folders import prepare_pets
 from cyclediff.runtime.batches import make_all
@@ -13,7 +13,7 @@ from cyclediff.runtime.study import Execution
 from cyclediff.studies.sources import Sources
 from cyclediff.studies.translate import Translate
 
-ALPHA_BAR = alpha_bar_from_betas(linear_betas())
+SCHEDULE = DiffusionSchedule(alpha_bar_from_betas(linear_betas()))
 CPU = torch.device("cpu")
 IDENTITY = {"method": {"name": "sdedit"}, "seed": 1}
 RECORD = {"schema": 2, "code": "c0de", "revision": "r"}
@@ -25,7 +25,7 @@ class FakeStudy(Translate):
     def __init__(self, source, network):
         self.sources, self.device = Sources(source, None, None, None), CPU
         self.method = SDEdit(T=10, t0=4)
-        self.models = {"target": PixelModel(EpsDenoiser(network, ALPHA_BAR), 16, 1)}
+        self.models = {"target": PixelModel(NetworkDenoiser(network, SCHEDULE), 16, 1)}
 
 
 def begun(folder, study, rank=0):

@@ -1,6 +1,7 @@
 """The official codes' numbers (tests/golden, see its README) and the tiny networks they were computed with."""
 
 import json
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from cyclediff.diffusion.denoiser import EpsDenoiser, LearnedVarianceDenoiser
-from cyclediff.diffusion.schedule import alpha_bar_from_betas
+from cyclediff.diffusion.denoiser import LearnedVarianceDenoiser, NetworkDenoiser
+from cyclediff.diffusion.levels import Level, Prediction
+from cyclediff.diffusion.schedule import DiffusionSchedule, Schedule, alpha_bar_from_betas
 from cyclediff.models import adm, ddpm
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
@@ -96,8 +98,8 @@ def tiny_classifier() -> DomainClassifier:
 
 
 def tiny_denoiser(name: str, betas: Tensor):
-    kind = LearnedVarianceDenoiser if name.startswith("adm") else EpsDenoiser
-    return kind(tiny_network(name), alpha_bar_from_betas(betas))
+    kind = LearnedVarianceDenoiser if name.startswith("adm") else NetworkDenoiser
+    return kind(tiny_network(name), DiffusionSchedule(alpha_bar_from_betas(betas)))
 
 
 class RecordedNoise:
@@ -115,11 +117,24 @@ class RecordedNoise:
         raise AssertionError("a recording is of a whole batch")
 
 
-def gaussian_denoiser(mean: float, std: float, alpha_bar: Tensor):
-    """The exact eps of data N(mean, std²): E[eps | x_t] = sqrt(1-ab) (x_t - sqrt(ab) mean) / (ab std² + 1 - ab)."""
+@dataclass(frozen=True, eq=False)
+class GaussianDenoiser:
+    """The exact predictions for data N(mean, std²), of any kind of model and at every level.
 
-    def network(xt: Tensor, t: Tensor) -> Tensor:
-        ab = alpha_bar[t][:, None, None, None].to(xt)
-        return (1 - ab).sqrt() * (xt - ab.sqrt() * mean) / (ab * std**2 + 1 - ab)
+    x = a x0 + b eps is N(a mean, a² std² + b²), so E[x0 | x] = mean + std² a (x - a mean) / (a² std² + b²), and
+    E[eps | x] = b (x - a mean) / (a² std² + b²).
+    """
 
-    return EpsDenoiser(network, alpha_bar)
+    mean: float
+    std: float
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        apart = (x - level.a * self.mean) / (level.a**2 * self.std**2 + level.b**2)
+        return Prediction(self.mean + self.std**2 * level.a * apart, level.b * apart)
+
+
+def gaussian_denoiser(mean: float, std: float, schedule: DiffusionSchedule) -> NetworkDenoiser:
+    """The same for a diffusion model, as a network that predicts eps."""
+    exact = GaussianDenoiser(mean, std, schedule)
+    return NetworkDenoiser(lambda xt, t: exact(xt, schedule.at(int(t[0]))).eps, schedule)

@@ -8,14 +8,14 @@ import torch
 from baselines.ddib import DDIB
 from baselines.sdedit import SDEdit, sdedit
 from cyclediff.diffusion.noise import Noise
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
 from cyclediff.diffusion.steps import transitions
 
-from .nets import RecordedNoise, gaussian_denoiser
+from .nets import GaussianDenoiser, RecordedNoise
 
-ALPHA_BAR = alpha_bar_from_betas(linear_betas())
+SCHEDULE = DiffusionSchedule(alpha_bar_from_betas(linear_betas()))
 MEAN, STD = -0.4, 0.5
-TARGET = gaussian_denoiser(MEAN, STD, ALPHA_BAR)
+TARGET = GaussianDenoiser(MEAN, STD, SCHEDULE)
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
@@ -23,10 +23,9 @@ TARGET = gaussian_denoiser(MEAN, STD, ALPHA_BAR)
 def test_sdedit_has_the_moments_of_its_affine_recursion(t0, variance):
     """x_{t-1} = a x_t + b + sigma n with exact a and b: the mean and variance from a pixel x0 follow by recursion."""
     x0, ids = 0.8, [str(i) for i in range(64)]
-    timesteps = spaced_timesteps(1000, 100)[-t0:]
-    start = ALPHA_BAR[timesteps[0]].item()
-    mean, var = math.sqrt(start) * x0, 1 - start
-    for _, ab, ab_prev in transitions(ALPHA_BAR, timesteps):
+    levels = SCHEDULE.levels(100)[-t0 - 1 :]
+    mean, var = levels[0].a * x0, levels[0].b ** 2
+    for ab, ab_prev in transitions([level.a**2 for level in levels]):
         beta = 1 - ab / ab_prev
         gain = (1 - ab) / (ab * STD**2 + 1 - ab)  # eps = gain / sqrt(1 - ab) (x - sqrt(ab) mean)
         a = (1 - beta * gain / (1 - ab)) / math.sqrt(1 - beta)
@@ -43,14 +42,14 @@ def test_sdedit_keeps_what_is_masked():
     guide = torch.linspace(-1, 1, 32, dtype=torch.float64).reshape(1, 1, 4, 8)
     mask = torch.zeros(1, 1, 4, 8, dtype=torch.bool)
     mask[..., :4] = True
-    out = sdedit(guide, TARGET, spaced_timesteps(1000, 50)[-25:], Noise(1, ["a"]), mask=mask)
-    assert (out - guide)[mask].abs().max() < 5 * math.sqrt(1 - ALPHA_BAR[0])
+    out = sdedit(guide, TARGET, SCHEDULE.levels(50)[-26:], Noise(1, ["a"]), mask=mask)
+    assert (out - guide)[mask].abs().max() < 5 * SCHEDULE.at(0).b
     assert (out - guide)[~mask].abs().min() > 0.0
 
 
 def test_ddib_converges_at_first_order_to_the_monotone_map():
     """Between Gaussians the ODEs' composition is (x - mu_s) / s_s * s_t + mu_t; the error falls as 1 / steps."""
-    source = gaussian_denoiser(0.3, 0.2, ALPHA_BAR)
+    source = GaussianDenoiser(0.3, 0.2, SCHEDULE)
     x0 = torch.linspace(-0.3, 0.9, 64, dtype=torch.float64).reshape(1, 1, 8, 8)
     exact = (x0 - 0.3) / 0.2 * STD + MEAN
     errors = []
@@ -63,7 +62,7 @@ def test_ddib_converges_at_first_order_to_the_monotone_map():
 
 
 def test_ddib_clips_only_if_asked():
-    source = gaussian_denoiser(0.0, 0.3, ALPHA_BAR)
+    source = GaussianDenoiser(0.0, 0.3, SCHEDULE)
     x0 = torch.linspace(-2, 2, 64, dtype=torch.float64).reshape(1, 1, 8, 8)
     noise = RecordedNoise([])
     assert DDIB("50", clip_denoised=True)(x0, source, TARGET, noise).abs().max() <= 1 + 1e-9

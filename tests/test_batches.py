@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cyclediff.data.images import read_rgb
-from cyclediff.diffusion.denoiser import EpsDenoiser, LearnedVarianceDenoiser
+from cyclediff.diffusion.denoiser import LearnedVarianceDenoiser, NetworkDenoiser
 from cyclediff.errors import UserError
 from cyclediff.pets.folders import prepare_pets
 from cyclediff.runtime.artifacts import Rows
@@ -13,7 +13,7 @@ from cyclediff.runtime.meter import Meter
 from cyclediff.runtime.record import Run
 from cyclediff.runtime.study import Execution
 
-from .fake_study import ALPHA_BAR, CPU, IDENTITY, FakeStudy, begun, image, translated
+from .fake_study import CPU, IDENTITY, SCHEDULE, FakeStudy, begun, image, translated
 
 
 def test_costs_are_counted_per_image(tmp_path):
@@ -130,12 +130,12 @@ def test_a_study_without_images(tmp_path):
 def test_every_kind_of_denoiser_is_counted():
     evaluated = []
     meter = Meter(["a", "b"], lambda: evaluated.append(1))
-    x, t = torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64)
-    meter.watch(EpsDenoiser(lambda x, t: x, ALPHA_BAR), "source")(x, t)
-    variance = meter.watch(LearnedVarianceDenoiser(lambda x, t: torch.cat((x, x), 1), ALPHA_BAR), "target")
-    eps, fraction = variance.with_variance(x, t)
-    assert (len(evaluated), meter.forwards, eps.shape, fraction.max()) == (2, 4, x.shape, 0.5)
-    assert variance.alpha_bar is ALPHA_BAR
+    x, level = torch.zeros(2, 3, 4, 4), SCHEDULE.at(0)
+    meter.watch(NetworkDenoiser(lambda x, t: x, SCHEDULE), "source")(x, level)
+    variance = meter.watch(LearnedVarianceDenoiser(lambda x, t: torch.cat((x, x), 1), SCHEDULE), "target")
+    seen, fraction = variance.with_variance(x, level)
+    assert (len(evaluated), meter.forwards, seen.eps.shape, fraction.max()) == (2, 4, x.shape, 0.5)
+    assert variance.schedule is SCHEDULE
 
 
 def test_gradients_are_counted_once_for_each_image():

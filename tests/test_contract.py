@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.prompt import Prompt
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
 from cyclediff.runtime.meter import Meter
 
 from .nets import gaussian_denoiser, tiny_classifier
@@ -22,6 +22,7 @@ from .nets import gaussian_denoiser, tiny_classifier
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "conf" / "method").glob("*.yaml"))
 ALPHA_BAR = alpha_bar_from_betas(linear_betas())
+SCHEDULE = DiffusionSchedule(ALPHA_BAR)
 SIDES = {"source", "target"}
 GUIDANCE = {"extractor": tiny_classifier().features}
 IDS = ["a", "b", "c", "d"]
@@ -50,7 +51,7 @@ def prompted(mean: float, n: int) -> GuidedDenoiser:
     """One network under a prompt that says around which mean its data lie."""
     prompt = Prompt("a cat", (0, 1, 2, 3), ((0, 0), (0, 1), (2, 5), (0, 0)))
     context, empty = torch.full((n, 4, 1), mean), torch.zeros(1, 4, 1)
-    return GuidedDenoiser(prompted_network, ALPHA_BAR, "epsilon", context, empty, (1.0,) * n, (prompt,) * n, "one")
+    return GuidedDenoiser(prompted_network, SCHEDULE, "epsilon", context, empty, (1.0,) * n, (prompt,) * n, "one")
 
 
 def prompted_network(xt, t, context, edit):
@@ -60,7 +61,7 @@ def prompted_network(xt, t, context, edit):
 
 
 def call(method, x0=X0, ids=IDS, seed=1, watch=lambda denoiser: denoiser):
-    denoisers = {"source": gaussian_denoiser(0.3, 0.2, ALPHA_BAR), "target": gaussian_denoiser(-0.4, 0.5, ALPHA_BAR)}
+    denoisers = {"source": gaussian_denoiser(0.3, 0.2, SCHEDULE), "target": gaussian_denoiser(-0.4, 0.5, SCHEDULE)}
     if getattr(method, "attention", None):
         denoisers = {"source": prompted(0.3, len(ids)), "target": prompted(-0.4, len(ids))}
     sides = [watch(denoisers[side]) if side in method.needs else None for side in ("source", "target")]

@@ -10,9 +10,10 @@ from baselines.sdedit import SDEdit
 from cyclediff.attention_control import AttentionControl
 from cyclediff.cyclediffusion import CycleDiffusion
 from cyclediff.diffusion.noise import Noise
+from cyclediff.diffusion.schedule import DiffusionSchedule
 from cyclediff.models.load_text import load_text_to_image
 
-from .nets import gaussian_denoiser
+from .nets import GaussianDenoiser
 from .tiny_sd import stable_diffusion
 
 SOURCE, TARGET = "a small cat on a blue background", "a small dog on a blue background"
@@ -97,8 +98,8 @@ def test_no_second_evaluation(model):
 
 
 def test_models_without_prompts_are_refused():
-    alpha_bar = torch.linspace(0.999, 0.01, 1000, dtype=torch.float64)
-    side = gaussian_denoiser(0.0, 1.0, alpha_bar)
+    schedule = DiffusionSchedule(torch.linspace(0.999, 0.01, 1000, dtype=torch.float64))
+    side = GaussianDenoiser(0.0, 1.0, schedule)
     for method in METHODS.values():
         with pytest.raises(ValueError, match="attention control needs prompts"):
             replace(method, attention=AttentionControl())(X0, side, side, Noise(1, ["a", "b"]))

@@ -8,10 +8,15 @@ from baselines.egsde import EGSDE, domain_energy, egsde, gradient, structure_ene
 from baselines.ilvr import ILVR, ilvr
 from baselines.sdedit import SDEdit, sdedit
 from cyclediff.cyclediffusion import CycleDiffusion, encode, refine
+from cyclediff.diffusion.levels import Level
 from cyclediff.diffusion.lowpass import lowpass, resize_matrix
-from cyclediff.diffusion.schedule import linear_betas, respaced_timesteps, spaced_timesteps
+from cyclediff.diffusion.schedule import linear_betas
 
 from .nets import RecordedNoise, cases, golden, tiny_classifier, tiny_denoiser
+
+
+def timesteps_of(levels):
+    return [level.t for level in levels[:-1]]
 
 
 @pytest.mark.parametrize("case", cases("cyclediffusion_pixel"))
@@ -45,8 +50,8 @@ def test_refine_iterations(parity):
     again = torch.randn(R, *data["b.out_pm1"].shape, generator=torch.Generator().manual_seed(1))
     method = CycleDiffusion(config["custom_steps"], config["es_steps"], config["eta"], R, 2, raw_index_start=True)
     out = method(data["x0_pm1"][:1], source, target, noise := RecordedNoise([*first, *again]))
-    timesteps = spaced_timesteps(1000, config["custom_steps"])[-R:]
-    expected = refine(data["b.out_pm1"], target, timesteps, RecordedNoise([*again]), R - 1)
+    levels = target.schedule.levels(config["custom_steps"])[-R - 1 :]
+    expected = refine(data["b.out_pm1"], target, levels, RecordedNoise([*again]), target.schedule.at(R - 1))
     parity("CycleDiffusion", "final images after two refinements", out, expected)
     assert (out - data["b.out_pm1"]).abs().max() > 0.01
     assert not noise.draws
@@ -56,10 +61,10 @@ def test_refine_iterations(parity):
 def test_cyclediffusion_code(case, parity):
     data, config = golden("cyclediffusion_pixel"), cases("cyclediffusion_pixel")[case]
     source = tiny_denoiser("adm_source", data[f"{case}.betas"])
-    timesteps = spaced_timesteps(len(source.alpha_bar), config["custom_steps"])[-config["es_steps"] :]
-    assert timesteps.flip(0).equal(data[f"{case}.seq_inv"])
-    noise = RecordedNoise([*data[f"{case}.enc_noise"]])
-    z = encode(data["x0_pm1"][: config["B"]], source, timesteps, config["eta"] or 1.0, noise, config["es_steps"] - 1)
+    levels = source.schedule.levels(config["custom_steps"])[-config["es_steps"] - 1 :]
+    assert timesteps_of(levels) == data[f"{case}.seq_inv"].flip(0).tolist()
+    noise, start = RecordedNoise([*data[f"{case}.enc_noise"]]), source.schedule.at(config["es_steps"] - 1)
+    z = encode(data["x0_pm1"][: config["B"]], source, levels, config["eta"] or 1.0, noise, start)
     parity("CycleDiffusion", "latent codes z of DPM-Encoder", z, data[f"{case}.z"], 2e-3, relative=True)
 
 
@@ -67,13 +72,13 @@ def test_cyclediffusion_code(case, parity):
 def test_sdedit(case, parity):
     data, config = golden("sdedit"), cases("sdedit")[case]
     target = tiny_denoiser("ddpm_target", data[f"{case}.betas"])
-    timesteps = spaced_timesteps(1000, 1000)[-config["t"] :]
+    levels = target.schedule.levels(1000)[-config["t"] - 1 :]
     variance = "large" if config.get("var_type") == "fixedlarge" else "small"
     guide = (2 * data["img_01"] - 1).expand(config["n"], -1, -1, -1)
     mask = data[f"{case}.mask"] == 1
     noises = data[f"{case}.noise"].unflatten(0, (config["sample_step"], -1))
     for repeat, samples in enumerate(data[f"{case}.samples"]):
-        x = sdedit(guide, target, timesteps, RecordedNoise([*noises[repeat][:-1]]), variance, mask)
+        x = sdedit(guide, target, levels, RecordedNoise([*noises[repeat][:-1]]), variance, mask)
         parity("SDEdit", "images after each repeat: with and without mask, both fixed variances", x, samples)
         guide = torch.where(mask, guide, x)
 
@@ -107,9 +112,9 @@ def test_ddib(case, parity):
     data, config = golden("ddib"), cases("ddib")[case]
     source = tiny_denoiser("adm_source", linear_betas())
     target = source if config.get("recon") else tiny_denoiser("adm_target", linear_betas())
-    timesteps = respaced_timesteps(1000, config["timestep_respacing"])
-    assert timesteps.flip(0).equal(data[f"{case}.timestep_map"])
-    parity("DDIB", "latents", invert(data["x0_pm1"], source, timesteps), data[f"{case}.latent"])
+    levels = source.schedule.levels(config["timestep_respacing"], "respaced")
+    assert timesteps_of(levels) == data[f"{case}.timestep_map"].flip(0).tolist()
+    parity("DDIB", "latents", invert(data["x0_pm1"], source, levels), data[f"{case}.latent"])
     out = DDIB(config["timestep_respacing"], config["clip_decode"])(data["x0_pm1"], source, target, RecordedNoise([]))
     parity("DDIB", "final images: respacings 20, 50, ddim50, with and without clipping", out, data[f"{case}.out"])
 
@@ -150,15 +155,16 @@ def test_ilvr(case, parity):
     out = ILVR(config["timestep_respacing"], config["down_N"], config["range_t"])(reference, None, target, noise)
     parity("ILVR", "final images: learned variance, range_t 0 and 7, 20 of 1000 steps", out, final)
     assert not noise.draws
-    assert respaced_timesteps(1000, "20").flip(0).equal(golden("ilvr")[f"loop_{case}.timestep_map"])
+    levels = target.schedule.levels("20", "respaced")
+    assert timesteps_of(levels) == golden("ilvr")[f"loop_{case}.timestep_map"].flip(0).tolist()
 
 
 def test_ilvr_golden_case_needs_the_learned_variance():
     """The numbers can tell: DDPM's fixed variance lands elsewhere."""
     reference, draws, final, config = ilvr_case("a")
     target = tiny_denoiser("adm_target", linear_betas())
-    timesteps = respaced_timesteps(1000, config["timestep_respacing"])
-    out = ilvr(reference, target, timesteps, config["down_N"], 0, RecordedNoise([*draws]), variance="small")
+    levels = target.schedule.levels(config["timestep_respacing"], "respaced")
+    out = ilvr(reference, target, levels, config["down_N"], 0, RecordedNoise([*draws]), variance="small")
     assert (out - final).abs().max() > 1e-2
 
 
@@ -176,7 +182,7 @@ def energies(y, xt, t):
 @pytest.mark.parametrize("name", ["E1_cosine", "E1_neg_l2", "E2_neg_l2", "E2_cosine"])
 def test_egsde_energies_and_gradients(name, parity):
     data = golden("egsde")
-    y, xt, t = data["step.y"], data["step.xt"], int(data["step.t"][0])
+    y, xt, t = data["step.y"], data["step.xt"], Level(0, 0, int(data["step.t"][0]))
     what = "energies, both similarities"
     parity("EGSDE", what, energies(y, xt, t)[name](), data[f"step.{name}"], relative=True)
     slope = gradient(lambda leaf, xt, t: energies(leaf, xt, t)[name](), y, xt, t)
@@ -196,8 +202,8 @@ def test_egsde_features_and_lowpass(parity):
 def test_egsde_weights(kind, name, weights, parity):
     """The isolated step: what each weight adds to the unguided step."""
     data = golden("egsde")
-    y, xt, t = data["step.y"], data["step.xt"], int(data["step.t"][0])
-    beta = data["step.betas"][t].item()
+    y, xt, t = data["step.y"], data["step.xt"], Level(0, 0, int(data["step.t"][0]))
+    beta = data["step.betas"][int(t.t)].item()
     method = EGSDE(40, 20, *weights, down_N=4, extractor=tiny_classifier().features)
     shift = beta / (1 - beta) ** 0.5 * gradient(method.energy, y, xt, t)
     out = data[f"step.out_{kind}_none"] - shift
@@ -209,7 +215,7 @@ def test_egsde(case, parity):
     data, config = golden("egsde"), cases("egsde")[case]
     target = tiny_denoiser(f"{config['diffusionmodel'].lower()}_target", data[f"{case}.betas"])
     method = EGSDE(
-        T=len(target.alpha_bar),
+        T=target.schedule.num_train,
         t0=config["t"],
         lambda_s=config["ls"],
         lambda_i=config["li"],
@@ -232,8 +238,8 @@ def test_egsde_after_each_repeat(parity):
     method = EGSDE(40, config["t"], 500, 2, config["down_N"], tiny_classifier().features)
     x0 = y = 2 * data["src_01"][:1] - 1
     for repeat, draws in enumerate(data["b.noise"].unflatten(0, (2, -1))):
-        timesteps = spaced_timesteps(40, 40)[-config["t"] :]
-        y = egsde(y, x0, target, timesteps, method.energy, RecordedNoise([*draws[:-1]]))
+        levels = target.schedule.levels(40)[-config["t"] - 1 :]
+        y = egsde(y, x0, target, levels, method.energy, RecordedNoise([*draws[:-1]]))
         parity("EGSDE", "images after each repeat", y, data["b.final_pm1"][repeat])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from cyclediff.cyclediffusion import CycleDiffusion, decode, encode
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.prompt import Prompt
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, latent_timesteps, sampling_path, scaled_linear_betas
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, latent_timesteps, scaled_linear_betas
 from cyclediff.diffusion.steps import ddim_sigma, transitions
 from cyclediff.models.text_to_image import caller
 from cyclediff.shared_encoding import decode_candidates
@@ -21,6 +21,7 @@ from cyclediff.studies.selection import Grid, rank
 from .nets import GOLDEN, RecordedNoise, cases, golden, state_of
 
 ALPHA_BAR = alpha_bar_from_betas(scaled_linear_betas())
+SCHEDULE = DiffusionSchedule(ALPHA_BAR)
 NAME = "cyclediffusion_ldm"
 CODE = "CycleDiffusion, text-guided"
 
@@ -44,7 +45,7 @@ def denoiser(texts: list[str], scales) -> GuidedDenoiser:
     context = torch.stack([embedded[text] for text in texts])
     prompts = tuple(Prompt(text, (0, 1, 2), ((0, 0), (0, len(text)), (0, 0))) for text in texts)
     scales = (float(scales),) * len(texts) if isinstance(scales, int | float) else tuple(map(float, scales))
-    return GuidedDenoiser(network(), ALPHA_BAR, "epsilon", context, embedded["uncond"][None], scales, prompts, "golden")
+    return GuidedDenoiser(network(), SCHEDULE, "epsilon", context, embedded["uncond"][None], scales, prompts, "golden")
 
 
 def test_network(parity):
@@ -60,9 +61,9 @@ def test_schedule(T):
     data = golden(NAME)
     assert torch.allclose(ALPHA_BAR, data["sched.alphas_cumprod_f32"].double(), rtol=1e-6)
     if T == 99:
-        timesteps, end = sampling_path(ALPHA_BAR, T, "latent")
-        assert timesteps.flip(0).equal(data["a.ddim_timesteps"].long())
-        found = [(ab, prev, ddim_sigma(ab, prev, 0.1)) for _, ab, prev in transitions(ALPHA_BAR, timesteps, end)]
+        levels = SCHEDULE.levels(T, "latent")
+        assert [level.t for level in levels[-2::-1]] == data["a.ddim_timesteps"].tolist()
+        found = [(t.a**2, s.a**2, ddim_sigma(t, s, 0.1)) for t, s in transitions(levels)]
         for column, key in enumerate(("ddim_alphas", "ddim_alphas_prev", "ddim_sigmas")):
             ours = torch.tensor([row[column] for row in reversed(found)], dtype=torch.float64)
             assert torch.allclose(ours, data[f"a.{key}"].double(), rtol=2e-5)
@@ -106,9 +107,8 @@ def test_edited_latents(case, w_d, parity):
 def test_codes(case, parity):
     data, config = golden(NAME), cases(NAME)[case]
     source, _ = sides(case, 1)
-    timesteps, end = sampling_path(ALPHA_BAR, 99, "latent")
-    timesteps = timesteps[config["skip_steps"] :]
-    z = encode(data[f"{case}.x0"], source, timesteps, 0.1, RecordedNoise([*data[f"{case}.enc_noise"]]), end=end)
+    levels = SCHEDULE.levels(99, "latent")[config["skip_steps"] :]
+    z = encode(data[f"{case}.x0"], source, levels, 0.1, RecordedNoise([*data[f"{case}.enc_noise"]]))
     parity(CODE, "latent codes z, with that of the last step", z, data[f"{case}.z"], 2e-3, relative=True)
 
 
@@ -116,8 +116,7 @@ def test_reconstruction(parity):
     """Decoding with the source's own text and scale returns the latent."""
     data = golden(NAME)
     source = denoiser(["src1"], 1)
-    timesteps, end = sampling_path(ALPHA_BAR, 99, "latent")
-    out = decode(data["a.z"], source, timesteps[15:], 0.1, end)
+    out = decode(data["a.z"], source, SCHEDULE.levels(99, "latent")[15:], 0.1)
     parity(CODE, "reconstruction", out, data["d.out_latent_s1"])
     assert (out - data["a.x0"]).abs().max() < 1e-4
 
@@ -126,14 +125,13 @@ def test_fewer_codes_than_steps(parity):
     """Where the official code encodes only the first transitions, fresh noise takes the place of the other codes."""
     data, config = golden(NAME), cases(NAME)["e"]
     source, target = sides("e", 3)
-    timesteps, end = sampling_path(ALPHA_BAR, 99, "latent")
-    timesteps = timesteps[config["skip_steps"] :]
+    levels = SCHEDULE.levels(99, "latent")[config["skip_steps"] :]
     draws = [*data["e.enc_noise"]]
-    draws += [torch.zeros_like(draws[0])] * (len(timesteps) - len(draws))
-    z = encode(data["e.x0"], source, timesteps, 0.1, RecordedNoise(draws), end=end)[:, : config["n_z"]]
+    draws += [torch.zeros_like(draws[0])] * (len(levels) - 1 - len(draws))
+    z = encode(data["e.x0"], source, levels, 0.1, RecordedNoise(draws))[:, : config["n_z"]]
     parity(CODE, "latent codes z, encoded in part", z, data["e.z"], 2e-3, relative=True)
     code = torch.cat((z, data["e.dec_noise_s3"].transpose(0, 1)), dim=1)
-    parity(CODE, "edited latents, encoded in part", decode(code, target, timesteps, 0.1, end), data["e.out_latent_s3"])
+    parity(CODE, "edited latents, encoded in part", decode(code, target, levels, 0.1), data["e.out_latent_s3"])
 
 
 class EncodingNoise:

@@ -8,14 +8,15 @@ from baselines.ilvr import ILVR, ilvr
 from cyclediff.diffusion.denoiser import LearnedVarianceDenoiser
 from cyclediff.diffusion.lowpass import lowpass
 from cyclediff.diffusion.noise import Noise
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, respaced_timesteps
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
 from cyclediff.diffusion.steps import q_sample
 
-from .nets import gaussian_denoiser
+from .nets import GaussianDenoiser
 
-ALPHA_BAR = alpha_bar_from_betas(linear_betas())
+SCHEDULE = DiffusionSchedule(alpha_bar_from_betas(linear_betas()))
+LEVEL = SCHEDULE.at(5)
 MEAN, STD = -0.4, 0.5
-TARGET = gaussian_denoiser(MEAN, STD, ALPHA_BAR)
+TARGET = GaussianDenoiser(MEAN, STD, SCHEDULE)
 IDS = [str(i) for i in range(8)]
 X0 = 0.3 + 0.2 * torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -29,14 +30,12 @@ def test_ilvr_without_conditions_samples_the_target():
 
 def test_ilvr_that_keeps_every_frequency_denoises_the_source_once():
     """With N = 1 the state after each conditioned step is the noised source; only the last step is the network's."""
-    timesteps = respaced_timesteps(1000, "10")
-    out = ilvr(X0, TARGET, timesteps, 1, 0, Noise(1, IDS), "small", clip_denoised=False)
+    levels = SCHEDULE.levels("10", "respaced")
+    out = ilvr(X0, TARGET, levels, 1, 0, Noise(1, IDS), "small", clip_denoised=False)
     noise = Noise(1, IDS)
     draws = [noise.randn_like(X0) for _ in range(1 + 2 * 9)]
-    y = q_sample(X0, ALPHA_BAR[timesteps[-2]].item(), draws[-1])
-    level = ALPHA_BAR[timesteps[-1]].item()
-    eps = TARGET(y, timesteps[-1].expand(8))
-    assert (out - (y - (1 - level) ** 0.5 * eps) / level**0.5).abs().max() < 1e-9
+    y = q_sample(X0, levels[-3], draws[-1])
+    assert (out - TARGET(y, levels[-2]).x0).abs().max() < 1e-9
 
 
 def test_ilvr_keeps_more_of_the_source_the_smaller_the_factor():
@@ -49,7 +48,10 @@ def test_ilvr_keeps_more_of_the_source_the_smaller_the_factor():
 
 @pytest.mark.parametrize(("v", "fixed"), [(-1.0, "small"), (1.0, "large")])
 def test_the_learned_variance_ends_at_the_fixed_ones(v, fixed):
-    learned = LearnedVarianceDenoiser(lambda x, t: torch.cat((TARGET(x, t), torch.full_like(x, v)), 1), ALPHA_BAR)
+    def network(x, t):
+        return torch.cat((TARGET(x, SCHEDULE.at(int(t[0]))).eps, torch.full_like(x, v)), 1)
+
+    learned = LearnedVarianceDenoiser(network, SCHEDULE)
     outs = [
         ILVR("20", 4, variance=variance)(X0, None, denoiser, Noise(1, IDS))
         for variance, denoiser in (("learned", learned), (fixed, TARGET))
@@ -80,7 +82,7 @@ def test_gradient_of_the_structure_energy():
     pixels = torch.eye(256, dtype=torch.float64).unflatten(1, (1, 16, 16))
     projection = lowpass(pixels, 4, "linear").flatten(1).T
     expected = 2 * ((y - X0).flatten(2) @ projection.T @ projection).unflatten(2, (16, 16))
-    slope = gradient(lambda a, b, t: structure_energy(a, b, 4, "neg_l2"), y, X0, 5)
+    slope = gradient(lambda a, b, t: structure_energy(a, b, 4, "neg_l2"), y, X0, LEVEL)
     assert (slope - expected).abs().max() < 1e-12
 
 
@@ -88,15 +90,15 @@ def test_gradient_of_the_structure_energy():
 def test_gradient_of_the_domain_energy_by_finite_differences(similarity):
     y, step = X0.roll(1, 0), 1e-6
     direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    slope = gradient(lambda a, b, t: domain_energy(a, b, t, extractor, similarity), y, X0, 5)
-    ends = [domain_energy(y + sign * step * direction, X0, 5, extractor, similarity) for sign in (1, -1)]
+    slope = gradient(lambda a, b, t: domain_energy(a, b, t, extractor, similarity), y, X0, LEVEL)
+    ends = [domain_energy(y + sign * step * direction, X0, LEVEL, extractor, similarity) for sign in (1, -1)]
     numeric = (ends[0] - ends[1]) / (2 * step)
     assert torch.allclose((slope * direction).sum(dim=(1, 2, 3)), numeric, rtol=1e-5)
 
 
 def test_similarities_of_equal_pictures():
-    assert torch.allclose(domain_energy(X0, X0, 5, extractor, "cosine"), torch.ones(8, dtype=torch.float64))
-    assert domain_energy(X0, X0, 5, extractor, "neg_l2").abs().max() == 0
+    assert torch.allclose(domain_energy(X0, X0, LEVEL, extractor, "cosine"), torch.ones(8, dtype=torch.float64))
+    assert domain_energy(X0, X0, LEVEL, extractor, "neg_l2").abs().max() == 0
     assert structure_energy(X0, X0, 4, "neg_l2").abs().max() == 0
     assert torch.allclose(structure_energy(X0, X0, 4, "cosine"), -torch.ones(8, dtype=torch.float64))
 

@@ -5,10 +5,10 @@ import json
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from safetensors.torch import save_file
 
-from cyclediff.diffusion.denoiser import EpsDenoiser, LearnedVarianceDenoiser
+from cyclediff.diffusion.denoiser import LearnedVarianceDenoiser, NetworkDenoiser
 from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
 from cyclediff.errors import UserError
 from cyclediff.models.checkpoint import carries_mark, read_checkpoint
@@ -20,7 +20,7 @@ from .nets import GOLDEN, TINY, state_of, tiny_classifier, tiny_network
 ADM = {**TINY, "channel_mult": (1, 1), "num_head_channels": 16, "learn_sigma": True, "attention_order": "legacy"}
 DDPM = {"image_size": 16, "ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1, "attn_resolutions": (8,)}
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-T = torch.tensor([3, 700])
+T = torch.tensor([700, 700])
 
 
 def adm_state():
@@ -83,7 +83,12 @@ FORMS = {
 
 def difference(path, **more):
     model = load_adm(path, **ADM, **more)
-    return (model.condition()(X, T) - tiny_network("adm_target")(X, T)[:, :3]).abs().max()
+    return (eps_of(model) - tiny_network("adm_target")(X, T)[:, :3]).abs().max()
+
+
+def eps_of(model):
+    denoiser = model.condition()
+    return denoiser(X, denoiser.schedule.at(700)).eps
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -177,16 +182,17 @@ def test_a_safetensors_file_that_begins_like_json(tmp_path):
 def test_schedules_of_own_networks(tmp_path):
     """ADM's cosine schedule of 4000 steps, against diffusers' and the formula of arXiv 2102.09672 (Eq. 17)."""
     path = saved(tmp_path / "a.pt", adm_state())
-    alpha_bar = load_adm(path, **ADM, schedule="cosine", num_train_timesteps=4000).condition().alpha_bar
+    alpha_bar = load_adm(path, **ADM, schedule="cosine", num_train_timesteps=4000).condition().schedule.alpha_bar
     theirs = DDPMScheduler(4000, beta_schedule="squaredcos_cap_v2").alphas_cumprod
     assert (alpha_bar - theirs).abs().max() < 2e-6
     s = torch.tensor(0.008, dtype=torch.float64)
     f = [torch.cos((t / 4000 + s) / (1 + s) * torch.pi / 2) ** 2 for t in (0, 2001)]
     assert abs(alpha_bar[2000] - f[1] / f[0]) < 1e-12
-    short = load_adm(path, **ADM, num_train_timesteps=500).condition().alpha_bar
+    short = load_adm(path, **ADM, num_train_timesteps=500).condition().schedule.alpha_bar
     assert torch.allclose(short, alpha_bar_from_betas(linear_betas(500, 2e-4, 0.04)), rtol=1e-12)
     state = saved(tmp_path / "d.pth", state_of("tiny_nets", "ddpm_target."))
-    assert len(load_ddpm(state, **DDPM, schedule="cosine", num_train_timesteps=4000).condition().alpha_bar) == 4000
+    model = load_ddpm(state, **DDPM, schedule="cosine", num_train_timesteps=4000)
+    assert model.condition().schedule.num_train == 4000
     for wrong, message in (
         ({"schedule": "sqrt"}, "linear or cosine; got sqrt"),
         ({"num_train_timesteps": 0}, "from 2"),
@@ -197,16 +203,16 @@ def test_schedules_of_own_networks(tmp_path):
 
 def test_learned_variance_is_the_official_fraction(tmp_path):
     denoiser = load_adm(saved(tmp_path / "a.pt", adm_state()), **ADM).condition()
-    eps, fraction = denoiser.with_variance(X, T)
+    seen, fraction = denoiser.with_variance(X, denoiser.schedule.at(700))
     out = tiny_network("adm_target")(X, T)
-    assert (eps - out[:, :3]).abs().max() < 1e-5
+    assert (seen.eps - out[:, :3]).abs().max() < 1e-5
     assert (fraction - (out[:, 3:] + 1) / 2).abs().max() < 1e-5
 
 
 def test_ddpm_and_classifier(tmp_path):
     model = load_ddpm(saved(tmp_path / "d.pth", state_of("tiny_nets", "ddpm_target.")), **DDPM)
-    assert (model.condition()(X, T) - tiny_network("ddpm_target")(X, T)).abs().max() < 1e-5
-    assert isinstance(model.condition(), EpsDenoiser)
+    assert (eps_of(model) - tiny_network("ddpm_target")(X, T)).abs().max() < 1e-5
+    assert isinstance(model.condition(), NetworkDenoiser)
     shape = {**TINY, "channel_mult": (1, 1), "num_head_channels": 16, "classes": 2, "attention_order": "legacy"}
     features = load_classifier(saved(tmp_path / "c.pt", state_of("tiny_nets", "dse.")), **shape)
     assert (features(X, T) - tiny_classifier().features(X, T)).abs().max() < 3e-5
@@ -225,17 +231,32 @@ def test_diffusers_folders(layout, tmp_path):
         unet.save_pretrained(tmp_path / "net")
         scheduler.save_pretrained(tmp_path / "net")
     denoiser = load_diffusers(str(tmp_path / "net")).condition()
-    t = torch.tensor([3, 400])
-    assert (denoiser(X, t) - unet(X, t).sample).abs().max() < 1e-5
-    assert torch.allclose(denoiser.alpha_bar, alpha_bar_from_betas(linear_betas(500, 1e-4, 0.03)), rtol=1e-12)
-    assert torch.allclose(denoiser.alpha_bar.float(), scheduler.alphas_cumprod, atol=1e-6)
+    schedule = denoiser.schedule
+    for t in (3, 400):
+        assert (denoiser(X, schedule.at(t)).eps - unet(X, torch.tensor([t, t])).sample).abs().max() < 1e-5
+    assert torch.allclose(schedule.alpha_bar, alpha_bar_from_betas(linear_betas(500, 1e-4, 0.03)), rtol=1e-12)
+    assert torch.allclose(schedule.alpha_bar.float(), scheduler.alphas_cumprod, atol=1e-6)
 
 
-def test_a_diffusers_network_that_predicts_something_else(tmp_path):
-    unet = UNet2DModel(16, block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+def test_diffusers_networks_that_predict_something_else(tmp_path):
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
+    unet = UNet2DModel(16, **blocks).eval()
     DDPMPipeline(unet, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(tmp_path / "v")
-    with pytest.raises(UserError, match="predicts v_prediction"):
-        load_diffusers(str(tmp_path / "v"))
+    denoiser = load_diffusers(str(tmp_path / "v")).condition()
+    level, v = denoiser.schedule.at(700), unet(X, T).sample
+    assert (denoiser(X, level).x0 - (level.a * X - level.b * v)).abs().max() < 1e-5
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(tmp_path / "v" / "scheduler")
+    load_diffusers.cache_clear()
+    denoiser = load_diffusers(str(tmp_path / "v")).condition()
+    level = denoiser.schedule.levels(4)[1]
+    v = unet(X, torch.full((2,), 1000 * level.b)).sample
+    assert level.b == pytest.approx(3 * 0.75 / (1 + 2 * 0.75))
+    assert (denoiser(X, level).x0 - (X - level.b * v)).abs().max() < 1e-5
+    DDPMPipeline(
+        UNet2DModel(16, out_channels=6, **blocks), DDPMScheduler(prediction_type="v_prediction")
+    ).save_pretrained(tmp_path / "six")
+    with pytest.raises(UserError, match="predicts v_prediction with a variance, which is read only"):
+        load_diffusers(str(tmp_path / "six"))
     with pytest.raises(UserError, match="no complete diffusers folder"):
         load_diffusers(str(tmp_path))
 
@@ -312,7 +333,7 @@ def test_learn_sigma_must_fit(tmp_path):
     fixed = saved(tmp_path / "b.pt", state)
     with pytest.raises(UserError, match="set learn_sigma=false"):
         load_adm(fixed, **ADM)
-    assert isinstance(load_adm(fixed, **{**ADM, "learn_sigma": False}).condition(), EpsDenoiser)
+    assert isinstance(load_adm(fixed, **{**ADM, "learn_sigma": False}).condition(), NetworkDenoiser)
 
 
 def test_a_four_channel_network(tmp_path):

@@ -10,7 +10,8 @@ import torch
 from cyclediff.cyclediffusion import decode
 from cyclediff.data.images import to_uint8
 from cyclediff.diffusion.denoiser import X0Denoiser, blend_x0
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, spaced_timesteps
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
+from cyclediff.diffusion.steps import q_sample
 from cyclediff.errors import UserError
 from cyclediff.models.weights import load_weights
 from cyclediff.pets.networks import load, load_classifier
@@ -31,7 +32,7 @@ def factors(n: int = 8, seed: int = 5, **fixed: float) -> torch.Tensor:
 def unconditional(species: str, count: int, steps: int) -> torch.Tensor:
     denoiser = load(str(WEIGHTS / f"{species}.safetensors")).condition()
     code = torch.randn(count, steps, 3, 64, 64, generator=torch.Generator().manual_seed(6))
-    return to_uint8(decode(code, denoiser, spaced_timesteps(1000, steps), eta=1.0))
+    return to_uint8(decode(code, denoiser, denoiser.schedule.levels(steps), eta=1.0))
 
 
 def own_share(species: str, images: torch.Tensor) -> float:
@@ -130,12 +131,12 @@ def test_a_blend_of_two_estimates_has_the_smaller_error():
 
 
 def test_an_x0_network_gives_the_eps_of_its_x0():
-    alpha_bar = alpha_bar_from_betas(linear_betas())
+    schedule = DiffusionSchedule(alpha_bar_from_betas(linear_betas()))
     x0, eps = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    t = torch.tensor([100, 900])
-    level = alpha_bar[t][:, None, None, None].float()
-    xt = level.sqrt() * x0 + (1 - level).sqrt() * eps
-    assert (X0Denoiser(lambda xt, t: x0, alpha_bar, x0_error=0.0)(xt, t) - eps).abs().max() < 1e-4
+    for level in (schedule.at(100), schedule.at(900)):
+        seen = X0Denoiser(lambda xt, t: x0, schedule, x0_error=0.0)(q_sample(x0, level, eps), level)
+        assert (seen.eps - eps).abs().max() < 1e-4
+        assert (seen.x0 - x0).abs().max() < 1e-5
 
 
 def test_wrong_weights_are_named():

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from cyclediff.diffusion.denoiser import EpsDenoiser
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
+from cyclediff.diffusion.denoiser import NetworkDenoiser
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
 from cyclediff.errors import UserError
 from cyclediff.models.inference import Evaluation, for_inference
 from cyclediff.pets.networks import load
@@ -52,10 +52,10 @@ def test_float32_is_exact_already():
 def test_a_pets_network_in_bfloat16_is_close_and_its_exact_network_is_float32s():
     path = str(WEIGHTS / "cat.safetensors")
     half, full = load(path, dtype="bfloat16").condition(), load(path).condition()
-    x, t = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.tensor([400])
-    assert torch.equal(exact(half)(x, t), full(x, t))
-    assert not torch.equal(half(x, t), full(x, t))
-    torch.testing.assert_close(half(x, t), full(x, t), atol=0.05, rtol=0)
+    x, level = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)), full.schedule.at(400)
+    assert torch.equal(exact(half)(x, level).eps, full(x, level).eps)
+    assert not torch.equal(half(x, level).eps, full(x, level).eps)
+    torch.testing.assert_close(half(x, level).eps, full(x, level).eps, atol=0.05, rtol=0)
 
 
 @pytest.mark.slow
@@ -78,8 +78,8 @@ def test_unknown_precision_modes(mode):
 
 def test_a_denoiser_of_a_plain_network_is_exact_already():
     conv, call = network()
-    denoiser = EpsDenoiser(Evaluation(call, None), alpha_bar_from_betas(linear_betas()))
-    assert torch.equal(exact(denoiser)(X, T), conv(X))
+    denoiser = NetworkDenoiser(Evaluation(call, None), DiffusionSchedule(alpha_bar_from_betas(linear_betas())))
+    assert torch.equal(exact(denoiser)(X, denoiser.schedule.at(500)).eps, conv(X))
 
 
 @pytest.mark.parametrize("error", [0.001, 0.0199])

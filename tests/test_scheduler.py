@@ -30,9 +30,9 @@ def test_levels_of_every_class(name, schedule):
     with quietly():
         own = getattr(diffusers, name)(**SETTINGS[schedule])
         found = read_scheduler(written(own), "net")
-    assert found.alpha_bar.dtype == torch.float64
-    assert (found.alpha_bar - own.alphas_cumprod).abs().max() < 1e-6
-    assert found.prediction == "epsilon"
+    assert found.schedule.alpha_bar.dtype == torch.float64
+    assert (found.schedule.alpha_bar - own.alphas_cumprod).abs().max() < 1e-6
+    assert found.parametrization == "epsilon"
 
 
 def test_zero_terminal_snr():
@@ -40,11 +40,11 @@ def test_zero_terminal_snr():
     settings = {**SETTINGS["scaled_linear"], "prediction_type": "v_prediction"}
     own = diffusers.DDIMScheduler(**settings, rescale_betas_zero_snr=True)
     found = read_scheduler(written(own), "net")
-    assert found.alpha_bar[-1] == 0
-    assert (found.alpha_bar - own.alphas_cumprod).abs().max() < 1e-6
-    plain = read_scheduler(written(diffusers.DDIMScheduler(**settings)), "net").alpha_bar
+    assert found.schedule.alpha_bar[-1] == 0
+    assert (found.schedule.alpha_bar - own.alphas_cumprod).abs().max() < 1e-6
+    plain = read_scheduler(written(diffusers.DDIMScheduler(**settings)), "net").schedule.alpha_bar
     assert plain[-1] == pytest.approx(4.66e-3, rel=1e-3)
-    snr = [(a[981] / (1 - a[981])).item() for a in (plain, found.alpha_bar)]
+    snr = [(a[981] / (1 - a[981])).item() for a in (plain, found.schedule.alpha_bar)]
     assert snr[0] / snr[1] == pytest.approx(84, abs=1)
     assert zero_terminal_snr(plain)[0] == plain[0]
 
@@ -58,11 +58,21 @@ def test_a_class_with_other_levels_is_refused(monkeypatch):
         read_scheduler(config, "net")
 
 
-def test_a_step_without_signal_is_refused():
-    from cyclediff.diffusion.steps import ddim_step, transitions
-
-    x = torch.ones(1, 1, 2, 2)
-    with pytest.raises(ValueError, match="no signal"):
-        list(transitions(torch.tensor([0.9, 0.0]), torch.tensor([1, 0])))
-    with pytest.raises(ValueError, match="no signal"):
-        ddim_step(x, x, 0.0, 0.9)
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_flow(shift):
+    """SD3's and FLUX's scheduler; with the same sigmas as diffusers where these are not shifted twice."""
+    own = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    found = read_scheduler(written(own), "net")
+    assert found.parametrization == "flow"
+    levels = found.schedule.levels(10)
+    own.set_timesteps(10, sigmas=[1 - i / 10 for i in range(10)])
+    assert torch.allclose(torch.tensor([level.b for level in levels]), own.sigmas, atol=2e-7)
+    assert torch.allclose(torch.tensor([level.t for level in levels[:-1]]), own.timesteps, atol=2e-4)
+    assert all(level.a == 1 - level.b for level in levels)
+    for wrong, message in (
+        ({"use_dynamic_shifting": True}, "sets use_dynamic_shifting"),
+        ({"new": 1}, "not known here: new"),
+        ({"shift": None}, "does not state shift"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_scheduler({**written(own), **wrong}, "net")

@@ -10,13 +10,14 @@ import torch
 from baselines.ddib import DDIB
 from cyclediff.cyclediffusion import CycleDiffusion
 from cyclediff.diffusion.noise import Noise
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas, sampling_path
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas, spaced_timesteps
 from cyclediff.similarity import distances
 
 from .forking import run
-from .nets import gaussian_denoiser
+from .nets import GaussianDenoiser
 
 ALPHA_BAR = alpha_bar_from_betas(linear_betas())
+SCHEDULE = DiffusionSchedule(ALPHA_BAR)
 X0 = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
@@ -25,7 +26,7 @@ def of(method, source, target):
 
 
 def test_one_model_has_no_distance():
-    model = gaussian_denoiser(0.3, 0.5, ALPHA_BAR)
+    model = GaussianDenoiser(0.3, 0.5, SCHEDULE)
     timesteps, apart = of(CycleDiffusion(T=50, T_es=40, eta=0.5, refine_steps=5), model, model)
     assert apart.shape == (3, len(timesteps))
     assert len(timesteps) == 39  # of 40, the last adds no noise and evaluates the target alone
@@ -38,8 +39,8 @@ def test_two_gaussians_of_one_width_are_apart_by_a_linear_recursion(eta):
     """eps of N(mean, s²) is linear in x, so the difference of the two states follows without the states."""
     width, shift = 0.5, 0.7
     method = CycleDiffusion(T=50, T_es=40, eta=eta)
-    timesteps, apart = of(method, gaussian_denoiser(0.0, width, ALPHA_BAR), gaussian_denoiser(shift, width, ALPHA_BAR))
-    path = sampling_path(ALPHA_BAR, 50, "uniform")[0][-40:].tolist()
+    timesteps, apart = of(method, GaussianDenoiser(0.0, width, SCHEDULE), GaussianDenoiser(shift, width, SCHEDULE))
+    path = spaced_timesteps(1000, 50)[-40:].tolist()
     levels = [*(ALPHA_BAR[t].item() for t in path), 1.0]
     d, expected = 0.0, []
     for a, b in pairwise(levels[:-1]):
@@ -53,7 +54,7 @@ def test_two_gaussians_of_one_width_are_apart_by_a_linear_recursion(eta):
 
 
 def test_a_method_that_evaluates_the_two_apart_is_refused():
-    model = gaussian_denoiser(0.3, 0.5, ALPHA_BAR)
+    model = GaussianDenoiser(0.3, 0.5, SCHEDULE)
     with pytest.raises(ValueError, match="ddib does not evaluate source and target at equal timesteps"):
         of(DDIB(timesteps="10", clip_denoised=False), model, model)
 

@@ -110,11 +110,9 @@ def test_sampling_equals_latent_diffusions_pipeline(tmp_path, parity):
         output_type="np",
     ).images  # fmt: skip
     from baselines.ddib import sample
-    from cyclediff.diffusion.schedule import sampling_path
 
-    timesteps, end = sampling_path(model.alpha_bar, 20, "latent")
     denoiser = model.condition(["a photo of a red cat"], 3.0)
-    ours = (model.decode(sample(xT, denoiser, timesteps, end=end)) + 1) / 2
+    ours = (model.decode(sample(xT, denoiser, model.schedule.levels(20, "latent"))) + 1) / 2
     parity("diffusers", "LDMTextToImagePipeline, images", ours, torch.from_numpy(theirs).permute(0, 3, 1, 2))
     (prompt,) = denoiser.prompts
     assert [prompt.text[begin:end] for begin, end in prompt.spans] == ["", "a", "photo", "of", "a", "red", "cat", ""]
@@ -155,22 +153,24 @@ def test_rows_of_the_network(model):
 
 def test_guidance_is_linear(model):
     """eps(w) = (1 - w) eps(0) + w eps(1), in a batch of several scales."""
-    xt, t = torch.randn(4, 4, 8, 8), torch.full((4,), 300)
+    xt, t = torch.randn(4, 4, 8, 8), model.schedule.at(300)
     one = xt[:1].expand(4, -1, -1, -1)
-    found = model.condition([TARGET] * 4, [0.0, 1.0, 2.5, -1.0])(one, t)
+    found = model.condition([TARGET] * 4, [0.0, 1.0, 2.5, -1.0])(one, t).eps
     for row, w in ((2, 2.5), (3, -1.0)):
         assert torch.allclose(found[row], (1 - w) * found[0] + w * found[1], atol=1e-5)
-    assert torch.allclose(found[1], model.condition([TARGET])(xt[:1], t[:1])[0], atol=1e-5)
+    assert torch.allclose(found[1], model.condition([TARGET])(xt[:1], t).eps[0], atol=1e-5)
 
 
 def test_v_prediction(tmp_path, folder):
-    """The same network read as v: eps = sqrt(ab) v + sqrt(1 - ab) x_t."""
+    """The same network read as v: eps = a v + b x, x0 = a x - b v (arXiv 2202.00512)."""
     as_v = load_text_to_image(str(stable_diffusion(tmp_path / "v", "v_prediction")))
     as_eps = load_text_to_image(str(folder))
-    xt, t = torch.randn(2, 4, 8, 8), torch.tensor([10, 700])
-    ab = as_v.alpha_bar[t][:, None, None, None].float()
-    out = as_eps.condition([TARGET] * 2)(xt, t)
-    assert torch.allclose(as_v.condition([TARGET] * 2)(xt, t), ab.sqrt() * out + (1 - ab).sqrt() * xt, atol=1e-5)
+    x = torch.randn(2, 4, 8, 8)
+    for t in (10, 700):
+        level = as_v.schedule.at(t)
+        out, seen = (model.condition([TARGET] * 2)(x, level) for model in (as_eps, as_v))
+        assert torch.allclose(seen.eps, level.a * out.eps + level.b * x, atol=1e-5)
+        assert torch.allclose(seen.x0, level.a * x - level.b * out.eps, atol=1e-5)
 
 
 def test_same_prompt_returns_the_latent(model):
@@ -213,8 +213,8 @@ def test_a_cast_model_equals_one_loaded_in_that_type(folder, dtype):
     def results(model):
         noise = Noise(1, ["a", "b"])
         x0 = model.encode(IMAGE, noise)
-        eps = model.condition([SOURCE, TARGET], 2.0)(x0, torch.tensor([20, 700]))
-        return x0, eps, model.decode(eps)
+        seen = model.condition([SOURCE, TARGET], 2.0)(x0, model.schedule.at(700))
+        return x0, *seen, model.decode(seen.x0)
 
     assert all(ours.equal(theirs) for ours, theirs in zip(results(half), results(direct), strict=True))
 

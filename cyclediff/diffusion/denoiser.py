@@ -1,4 +1,4 @@
-"""What a method sees of a network: (x_t, t) → eps, with the schedule it was trained on.
+"""What a method sees of a network: (x, level) → x0 and eps, with the levels it was trained on.
 
 Networks differ in what they predict and in how many channels they return. Here these differences end.
 """
@@ -10,22 +10,25 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from cyclediff.diffusion.levels import Level, Prediction
 from cyclediff.diffusion.prompt import Prompt
+from cyclediff.diffusion.schedule import Schedule
+from cyclediff.diffusion.steps import truth
 
-Network = Callable[..., Tensor]  # (x_t, t) → prediction; a text-conditional one: (x_t, t, context, edit) → prediction
-Prediction = Literal["epsilon", "v_prediction"]
+Network = Callable[..., Tensor]  # (x_t, t) → output; a text-conditional one: (x_t, t, context, edit) → output
+Parametrization = Literal["epsilon", "v_prediction", "flow"]
 
 
 class Denoiser(Protocol):
     """One network under one condition."""
 
     @property
-    def alpha_bar(self) -> Tensor:
-        """(num_train,) float64 on the CPU: the schedule that the network was trained on."""
+    def schedule(self) -> Schedule:
+        """The levels that the network was trained on."""
         ...
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
-        """Predict the noise in xt, (n, c, h, w) → same shape; t is int64 (n,)."""
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """Predict x0 and eps of a state x (n, c, h, w) at one level."""
         ...
 
 
@@ -33,8 +36,8 @@ class Denoiser(Protocol):
 class VarianceDenoiser(Denoiser, Protocol):
     """A denoiser that also predicts the variance of a step."""
 
-    def with_variance(self, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(eps, fraction), each in the shape of xt.
+    def with_variance(self, x: Tensor, level: Level) -> tuple[Prediction, Tensor]:
+        """(prediction, fraction), the fraction in the shape of x.
 
         The variance of the step is beta^fraction beta_tilde^(1 - fraction), a learned value between DDPM's two fixed
         ones (arXiv 2102.09672, Eq. 15). The fraction is about 0 … 1, but not clamped.
@@ -43,15 +46,22 @@ class VarianceDenoiser(Denoiser, Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class EpsDenoiser:
-    """A network that predicts eps."""
+class NetworkDenoiser:
+    """A network that predicts eps, v or a flow.
+
+    Args:
+        network: (x_t, t) → its output, in the shape of x_t.
+        schedule: its levels.
+        parametrization: what its output is, see `prediction_from`.
+    """
 
     network: Network
-    alpha_bar: Tensor
+    schedule: Schedule
+    parametrization: Parametrization = "epsilon"
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
-        """Predict eps."""
-        return self.network(xt, t)
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """See `Denoiser`."""
+        return prediction_from(self.network(x, self.schedule.time(level, x)), x, level, self.parametrization)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,39 +69,59 @@ class LearnedVarianceDenoiser:
     """A network with twice the channels: eps, then the variance as a number in [-1, 1] (`learn_sigma`)."""
 
     network: Network
-    alpha_bar: Tensor
+    schedule: Schedule
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
-        """Predict eps, without the variance; only ILVR uses that."""
-        return self.network(xt, t)[:, : xt.shape[1]]
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """Without the variance; only ILVR uses that."""
+        eps = self.network(x, self.schedule.time(level, x))[:, : x.shape[1]]
+        return prediction_from(eps, x, level, "epsilon")
 
-    def with_variance(self, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict eps and the variance."""
-        eps, v = self.network(xt, t).chunk(2, dim=1)
-        return eps, (v + 1) / 2
+    def with_variance(self, x: Tensor, level: Level) -> tuple[Prediction, Tensor]:
+        """See `VarianceDenoiser`."""
+        eps, v = self.network(x, self.schedule.time(level, x)).chunk(2, dim=1)
+        return prediction_from(eps, x, level, "epsilon"), (v + 1) / 2
 
 
 @dataclass(frozen=True, eq=False)
 class X0Denoiser:
-    """A network that predicts x0; at low noise its prediction is blended with x_t, see `blend_x0`.
-
-    eps = (x_t - sqrt(alpha_bar) x0_hat) / sqrt(1 - alpha_bar)   (arXiv 2006.11239, Eq. 4 solved for eps).
+    """A network that predicts x0; at low noise its prediction is blended with x, see `blend_x0`.
 
     Args:
         network: (x_t, t) → x0, in the shape of x_t.
-        alpha_bar: (num_train,) float64.
+        schedule: its levels.
         x0_error: see `blend_x0`.
     """
 
     network: Network
-    alpha_bar: Tensor
+    schedule: Schedule
     x0_error: float
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
-        """Predict eps."""
-        alpha_bar = self.alpha_bar[t.cpu()].to(xt.device)[:, None, None, None]
-        x0_hat = blend_x0(xt, self.network(xt, t), alpha_bar, self.x0_error)
-        return (xt - alpha_bar.sqrt().to(xt) * x0_hat) / (1 - alpha_bar).sqrt().to(xt)
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """See `Denoiser`."""
+        alpha_bar = torch.full((1, 1, 1, 1), level.a**2, dtype=torch.float64, device=x.device)
+        x0_hat = blend_x0(x, self.network(x, self.schedule.time(level, x)), alpha_bar, self.x0_error)
+        return truth(x, x0_hat, level)
+
+
+def prediction_from(out: Tensor, x: Tensor, level: Level, parametrization: Parametrization) -> Prediction:
+    """x0 and eps from the output of a network for x = a x0 + b eps, (n, c, h, w).
+
+    "epsilon": the output is eps. "v_prediction": a eps - b x0 (arXiv 2202.00512), with a^2 + b^2 = 1. "flow": eps - x0,
+    with a + b = 1 (arXiv 2209.03003). The last two give both without a division, also where a or b is 0.
+
+    Raises:
+        ValueError: if eps shall give x0 where x has no signal.
+    """
+    if parametrization == "v_prediction":
+        return Prediction(level.a * x - level.b * out, level.b * x + level.a * out)
+    if parametrization == "flow":
+        return Prediction(x - level.b * out, x + level.a * out)
+    if level.a == 0:
+        raise ValueError(
+            "the first level of the sampler has no signal, and a network that predicts noise cannot give x0 there; "
+            "choose fewer timesteps"
+        )
+    return Prediction((x - level.b * out) / level.a, out)
 
 
 @dataclass(frozen=True)
@@ -115,13 +145,13 @@ class NetworkBatch:
 class GuidedDenoiser:
     """A text-conditional network under one prompt per image, with classifier-free guidance (arXiv 2207.12598, Eq. 6).
 
-    eps = eps_empty + scale (eps_prompt - eps_empty). An image with scale 1 is not evaluated under the empty prompt, and
+    out = out_empty + scale (out_prompt - out_empty). An image with scale 1 is not evaluated under the empty prompt, and
     one with scale 0 not under its own.
 
     Args:
-        network: (x_t, t, context, edit) → its prediction, in the shape of x_t; `edit` (or None) reaches its attention.
-        alpha_bar: (num_train,) float64.
-        prediction: what the network predicts; v is sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (arXiv 2202.00512).
+        network: (x_t, t, context, edit) → its output, in the shape of x_t; `edit` (or None) reaches its attention.
+        schedule: its levels.
+        parametrization: what its output is, see `prediction_from`.
         context: (n, l, d), the embedded prompts. A batch of fewer images takes the first ones.
         empty: (1, l, d), the embedded empty prompt.
         scales: guidance scale of each image.
@@ -130,8 +160,8 @@ class GuidedDenoiser:
     """
 
     network: Network
-    alpha_bar: Tensor
-    prediction: Prediction
+    schedule: Schedule
+    parametrization: Parametrization
     context: Tensor
     empty: Tensor
     scales: tuple[float, ...]
@@ -139,11 +169,11 @@ class GuidedDenoiser:
     network_id: str
     _contexts: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
-        """Predict eps."""
-        batch = self.batch(xt)
-        out = self.network(batch.xt, t[batch.unconditional + batch.conditional], batch.context, None)
-        return self.combine(out, batch, xt, t)
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """See `Denoiser`."""
+        batch = self.batch(x)
+        out = self.network(batch.xt, self.schedule.time(level, batch.xt), batch.context, None)
+        return self.combine(out, batch, x, level)
 
     def batch(self, xt: Tensor) -> NetworkBatch:
         """What the network must evaluate for images (n, c, h, w)."""
@@ -156,8 +186,8 @@ class GuidedDenoiser:
         images = torch.cat((_take(xt, unconditional), _take(xt, conditional)))
         return NetworkBatch(images, self._contexts[len(xt)], unconditional, conditional)
 
-    def combine(self, out: Tensor, batch: NetworkBatch, xt: Tensor, t: Tensor) -> Tensor:
-        """The guided eps of xt, (n, c, h, w), from what the network made of `batch`, (r, c, h, w)."""
+    def combine(self, out: Tensor, batch: NetworkBatch, xt: Tensor, level: Level) -> Prediction:
+        """The guided prediction for xt, (n, c, h, w), from what the network made of `batch`, (r, c, h, w)."""
         first, second = batch.unconditional, batch.conditional
         without, under = out[: len(first)], out[len(first) :]
         if first and second:
@@ -170,10 +200,7 @@ class GuidedDenoiser:
             guided = without + scale * (under - without)
         else:
             guided = out
-        if self.prediction == "epsilon":
-            return guided
-        alpha_bar = self.alpha_bar[t.cpu()].to(xt.device)[:, None, None, None]
-        return alpha_bar.sqrt().to(xt) * guided + (1 - alpha_bar).sqrt().to(xt) * xt
+        return prediction_from(guided, xt, level, self.parametrization)
 
 
 def _take(x: Tensor, images: list[int]) -> Tensor:

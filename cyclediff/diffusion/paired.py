@@ -1,4 +1,4 @@
-"""Paired evaluation: source and target at one timestep, in one batch where one network serves both."""
+"""Paired evaluation: source and target at one level, in one batch where one network serves both."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser, GuidedDenoiser
+from cyclediff.diffusion.levels import Level, Prediction
 from cyclediff.diffusion.prompt import Prompt
-from cyclediff.diffusion.steps import batch_of
 
-PairedEvaluation = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
+PairedEvaluation = Callable[[Tensor, Tensor, Level, int], tuple[Prediction, Prediction]]
 
 
 class Plan(Protocol):
@@ -48,8 +48,8 @@ def paired_evaluation(
         owner: for each image of xt the one of xs that it belongs to; by default the one in its place.
 
     Returns:
-        (xs, xt, t, step) → eps of both; t is a timestep of the schedule and step its number in the sampler. Where both
-        denoisers have one network under two prompts (equal `network_id`), a step is one batch of that network.
+        (xs, xt, level, step) → predictions of both; step is the number of the step in the sampler. Where both denoisers
+        have one network under two prompts (equal `network_id`), a step is one batch of that network.
 
     Raises:
         ValueError: if there is a plan, but not one network.
@@ -62,11 +62,11 @@ def paired_evaluation(
     if not shared:
         if plan is not None:
             raise ValueError("attention control needs one text-to-image model; leave it out, or choose an editing task")
-        return lambda xs, xt, t, step: (source(xs, batch_of(t, xs)), target(xt, batch_of(t, xt)))
+        return lambda xs, xt, level, step: (source(xs, level), target(xt, level))
     source, target = cast(GuidedDenoiser, source), cast(GuidedDenoiser, target)
     contexts: dict[tuple[int, int], Tensor] = {}  # one tensor for all steps: see ControlledAttention
 
-    def evaluate(xs: Tensor, xt: Tensor, t: int, step: int) -> tuple[Tensor, Tensor]:
+    def evaluate(xs: Tensor, xt: Tensor, level: Level, step: int) -> tuple[Prediction, Prediction]:
         of_source, of_target = source.batch(xs), target.batch(xt)
         latents = torch.cat((of_source.xt, of_target.xt))
         edit = None
@@ -78,9 +78,9 @@ def paired_evaluation(
         sizes = len(of_source.context), len(of_target.context)
         if sizes not in contexts:
             contexts[sizes] = torch.cat((of_source.context, of_target.context))
-        out = source.network(latents, batch_of(t, latents), contexts[sizes], edit)
-        eps_s = source.combine(out[: len(of_source.xt)], of_source, xs, batch_of(t, xs))
-        return eps_s, target.combine(out[len(of_source.xt) :], of_target, xt, batch_of(t, xt))
+        out = source.network(latents, source.schedule.time(level, latents), contexts[sizes], edit)
+        seen = source.combine(out[: len(of_source.xt)], of_source, xs, level)
+        return seen, target.combine(out[len(of_source.xt) :], of_target, xt, level)
 
     return evaluate
 

@@ -1,16 +1,129 @@
-"""The noise schedule: betas → alpha_bar, and which of its timesteps a sampler visits.
+"""Noise schedules: which levels a model knows, and which of them a sampler visits.
 
 alpha_bar[t] = prod_{s <= t} (1 - beta_s) for t = 0 … T-1 (DDPM, arXiv 2006.11239, Eq. 4). Index 0 is the level with the
 least noise. The clean image, with alpha_bar 1, has no index.
 """
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-Spacing = Literal["uniform", "latent"]
+from cyclediff.diffusion.levels import CLEAN, Level
+
+Spacing = Literal["uniform", "latent", "respaced"]
+
+
+class Schedule(Protocol):
+    """The levels of a model."""
+
+    @property
+    def num_train(self) -> int:
+        """Number of timesteps that the model was trained on; levels are told in these units."""
+        ...
+
+    def at(self, t: int) -> Level:
+        """The level of a timestep, 0 … num_train - 1; 0 has the least noise."""
+        ...
+
+    def levels(self, steps: int | str, spacing: Spacing = "uniform") -> list[Level]:
+        """The levels that a sampler visits, from noisy to clean: one more than it has steps.
+
+        Args:
+            steps: their number; with spacing "respaced" guided-diffusion's notation, see `respaced_timesteps`.
+            spacing: which, see `DiffusionSchedule` and `FlowSchedule`.
+
+        Raises:
+            ValueError: if there is no such spacing, or so many steps do not fit it.
+        """
+        ...
+
+    def time(self, level: Level, x: Tensor) -> Tensor:
+        """What the network is told of a level, for each image of x: (n,)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionSchedule:
+    """The table of levels of a diffusion model: a = sqrt(alpha_bar), b = sqrt(1 - alpha_bar).
+
+    The last level is where the last step ends. With "uniform" and "respaced" spacing it is the clean image, as in the
+    pixel-space codes. With "latent" it is timestep 0, as in latent diffusion's code (and in diffusers with
+    set_alpha_to_one false): there the last step has noise, so it can be encoded too.
+
+    Args:
+        alpha_bar: (num_train,) float64.
+    """
+
+    alpha_bar: Tensor
+
+    @property
+    def num_train(self) -> int:
+        """See `Schedule`."""
+        return len(self.alpha_bar)
+
+    def at(self, t: int) -> Level:
+        """See `Schedule`."""
+        alpha_bar = self.alpha_bar[t].item()
+        return Level(math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar), t)
+
+    def levels(self, steps: int | str, spacing: Spacing = "uniform") -> list[Level]:
+        """See `Schedule`."""
+        if spacing == "respaced":
+            timesteps, end = respaced_timesteps(self.num_train, steps), CLEAN
+        elif spacing == "uniform":
+            timesteps, end = spaced_timesteps(self.num_train, _number(steps, spacing)), CLEAN
+        elif spacing == "latent":
+            timesteps, end = latent_timesteps(self.num_train, _number(steps, spacing)), self.at(0)
+        else:
+            raise ValueError(f"spacing must be uniform, latent or respaced; got {spacing!r}")
+        return [*(self.at(t) for t in timesteps.tolist()), end]
+
+    def time(self, level: Level, x: Tensor) -> Tensor:
+        """See `Schedule`; int64."""
+        return torch.full((x.shape[0],), int(level.t), dtype=torch.int64, device=x.device)
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """The levels of a rectified flow (arXiv 2209.03003): a = 1 - sigma, b = sigma; the network is told num_train sigma.
+
+    A sampler visits equidistant u from 1 to 0, shifted towards the noise: sigma = shift u / (1 + (shift - 1) u) (arXiv
+    2403.03206, Eq. 23). The first level has no signal. The last is the clean image, or with "latent" spacing sigma =
+    1 / num_train, so that the last step can be encoded.
+
+    Args:
+        shift: 1 leaves u as it is.
+        num_train: units of the time that the network is told.
+    """
+
+    shift: float = 1.0
+    num_train: int = 1000
+
+    def at(self, t: int) -> Level:
+        """See `Schedule`; timestep t is sigma = (t + 1) / num_train, so the last one is pure noise."""
+        return self._level((t + 1) / self.num_train)
+
+    def levels(self, steps: int | str, spacing: Spacing = "uniform") -> list[Level]:
+        """See `Schedule`; "respaced" is "uniform" here."""
+        number, end = _number(steps, "flow"), self.at(0) if spacing == "latent" else CLEAN
+        us = [1 - i / number for i in range(number)]
+        return [*(self._level(self.shift * u / (1 + (self.shift - 1) * u)) for u in us), end]
+
+    def time(self, level: Level, x: Tensor) -> Tensor:
+        """See `Schedule`; float32."""
+        return torch.full((x.shape[0],), level.t, dtype=torch.float32, device=x.device)
+
+    def _level(self, sigma: float) -> Level:
+        return Level(1 - sigma, sigma, self.num_train * sigma)
+
+
+def _number(steps: int | str, spacing: str) -> int:
+    if not str(steps).isdigit() or int(steps) < 1:
+        raise ValueError(f"with {spacing} spacing the number of timesteps must be a whole number; got {steps!r}")
+    return int(steps)
 
 
 def linear_betas(num_train: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tensor:
@@ -93,23 +206,6 @@ def latent_timesteps(num_train: int, T: int) -> Tensor:
     if not 1 <= T < num_train:
         raise ValueError(f"T must be between 1 and {num_train - 1} with latent spacing; got {T}")
     return (1 + torch.arange(T) * (num_train // T)).flip(0)
-
-
-def sampling_path(alpha_bar: Tensor, T: int, spacing: Spacing) -> tuple[Tensor, float]:
-    """Timesteps of a sampler (int64 (T,), decreasing) and the alpha_bar at which its last step ends.
-
-    "uniform" ends at the clean image, alpha_bar 1, as the pixel-space codes do. "latent" ends at alpha_bar[0], as
-    latent diffusion's code does (and diffusers with set_alpha_to_one false). Its last step has noise, so it can be
-    encoded too.
-
-    Raises:
-        ValueError: if there is no such spacing, or T does not fit it.
-    """
-    if spacing == "uniform":
-        return spaced_timesteps(len(alpha_bar), T), 1.0
-    if spacing == "latent":
-        return latent_timesteps(len(alpha_bar), T), alpha_bar[0].item()
-    raise ValueError(f"spacing must be uniform or latent; got {spacing!r}")
 
 
 def respaced_timesteps(num_train: int, spacing: str | int) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cyclediff.diffusion.denoiser import EpsDenoiser, LearnedVarianceDenoiser
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, named_betas
+from cyclediff.diffusion.denoiser import LearnedVarianceDenoiser, NetworkDenoiser
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, named_betas
 from cyclediff.errors import UserError
 from cyclediff.models import adm, ddpm
 from cyclediff.models.adm import AttentionOrder
@@ -79,7 +79,7 @@ def _load_adm(
     path: str, learn_sigma: bool, order: AttentionOrder, schedule: Schedule, which: Which, execution: Execution,
     frozen: Shape,
 ) -> PixelModel:  # fmt: skip
-    shape, alpha_bar = dict(frozen), _alpha_bar(*schedule)
+    shape, levels = dict(frozen), _schedule(*schedule)
     channels = 6 if learn_sigma else 3
     with torch.device("meta"):
         unet = adm.build(out_channels=channels, **shape)
@@ -93,9 +93,9 @@ def _load_adm(
         )
     split = partial(adm.split_qkv, head_channels=shape["num_head_channels"], order=order)
     load_converted(unet, state, names, path, split)
-    kind = LearnedVarianceDenoiser if learn_sigma else EpsDenoiser
+    kind = LearnedVarianceDenoiser if learn_sigma else NetworkDenoiser
     network = for_inference(unet, lambda xt, t: unet(xt, t).sample, *execution)
-    return PixelModel(kind(network, alpha_bar), shape["image_size"], 2 ** (len(shape["channel_mult"]) - 1))
+    return PixelModel(kind(network, levels), shape["image_size"], 2 ** (len(shape["channel_mult"]) - 1))
 
 
 def load_ddpm(
@@ -131,13 +131,13 @@ def load_ddpm(
 
 @cache
 def _load_ddpm(path: str, schedule: Schedule, which: Which, execution: Execution, frozen: Shape) -> PixelModel:
-    shape, alpha_bar = dict(frozen), _alpha_bar(*schedule)
+    shape, levels = dict(frozen), _schedule(*schedule)
     with torch.device("meta"):
         unet = ddpm.build(**shape)
     names = ddpm.names(len(shape["ch_mult"]), unet.state_dict())
     load_converted(unet, choose(read_checkpoint(Path(path)), wanted_shapes(unet, names), *which, path), names, path)
     network = for_inference(unet, lambda xt, t: unet(xt, t).sample, *execution)
-    return PixelModel(EpsDenoiser(network, alpha_bar), shape["image_size"], 2 ** (len(shape["ch_mult"]) - 1))
+    return PixelModel(NetworkDenoiser(network, levels), shape["image_size"], 2 ** (len(shape["ch_mult"]) - 1))
 
 
 def load_classifier(
@@ -210,8 +210,6 @@ def load_diffusers(
         config = load_config(UNet2DModel, repository, unet_folder)
         require_absent(config, ("class_embed_type", "num_class_embeds"), where, "choose an unconditional network")
         training = read_scheduler(load_config(DDPMScheduler, repository, scheduler_folder), path)
-        if training.prediction != "epsilon":
-            raise UserError(f"{path} predicts {training.prediction}; pixel-space models here predict epsilon")
         size = whole_number(config, "sample_size", where)
         unet: Any = load_part(UNet2DModel, repository, unet_folder)
         if unet.config.in_channels != 3 or unet.config.out_channels not in (3, 6):
@@ -219,10 +217,16 @@ def load_diffusers(
                 f"{path} reads {unet.config.in_channels} channels and gives {unet.config.out_channels}; an image has "
                 "3, and a learned variance 3 more: choose a pixel-space network"
             )
-        kind = LearnedVarianceDenoiser if unet.config.out_channels == 6 else EpsDenoiser
+        learned = unet.config.out_channels == 6
+        if learned and training.parametrization != "epsilon":
+            raise UserError(
+                f"{path} predicts {training.parametrization} with a variance, which is read only of networks that "
+                "predict epsilon"
+            )
         network = for_inference(unet, lambda xt, t: unet(xt, t).sample, device, dtype, compile_mode)
         side = 2 ** (len(unet.config.block_out_channels) - 1)
-        model = PixelModel(kind(network, training.alpha_bar), size, side)
+        plain = NetworkDenoiser(network, training.schedule, training.parametrization)
+        model = PixelModel(LearnedVarianceDenoiser(network, training.schedule) if learned else plain, size, side)
         with torch.no_grad():
             exact = network.exact or network
             exact(
@@ -247,8 +251,8 @@ def _frozen(shape: dict[str, Any]) -> Shape:
     return tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in sorted(shape.items()))
 
 
-def _alpha_bar(schedule: str, num_train: int) -> Tensor:
+def _schedule(name: str, num_train: int) -> DiffusionSchedule:
     try:
-        return alpha_bar_from_betas(named_betas(schedule, num_train))
+        return DiffusionSchedule(alpha_bar_from_betas(named_betas(name, num_train)))
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -86,7 +86,7 @@ def _load(repository: Repository, device: str) -> TextModel:
         vae.to(memory_format=layout)
         install(unet)
         model = TextModel(
-            caller(unet, torch.float32, layout), training.alpha_bar, training.prediction, unet, vae, tokenizer,
+            caller(unet, torch.float32, layout), training.schedule, training.parametrization, unet, vae, tokenizer,
             text_encoder, length, size,
         )  # fmt: skip
         _evaluate_once(model, repository)
@@ -182,6 +182,6 @@ def _evaluate_once(model: TextModel, repository: Repository) -> None:
     factor, noise = 2 ** (len(model.vae.config.block_out_channels) - 1), Noise(0, ["probe"])
     side = factor * 2 ** (len(model.unet.config.block_out_channels) - 1)
     x0 = model.encode(torch.zeros(1, 3, side, side, device=model.unet.device), noise)
-    eps = model.condition(PROBES[:1])(x0, torch.zeros(1, dtype=torch.int64, device=x0.device))
-    if not (eps.isfinite().all() and model.decode(x0).isfinite().all()):
+    seen = model.condition(PROBES[:1])(x0, model.schedule.at(model.schedule.num_train // 2))
+    if not (seen.x0.isfinite().all() and model.decode(x0).isfinite().all()):
         raise UserError(f"{repository.path} gives NaN or Inf for a grey image; get it again")

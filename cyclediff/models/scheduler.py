@@ -4,15 +4,23 @@ It also has settings of a sampler (timestep_spacing, steps_offset, set_alpha_to_
 used: the method and `timesteps` say how a sampler walks here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from cyclediff.diffusion.denoiser import Prediction
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, cosine_betas, linear_betas, scaled_linear_betas
+from cyclediff.diffusion.denoiser import Parametrization
+from cyclediff.diffusion.schedule import (
+    DiffusionSchedule,
+    FlowSchedule,
+    Schedule,
+    alpha_bar_from_betas,
+    cosine_betas,
+    linear_betas,
+    scaled_linear_betas,
+)
 from cyclediff.errors import UserError
 
 SCHEDULES = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}
@@ -34,7 +42,17 @@ SAMPLER = {
     "lambda_min_clipped", "interpolation_type", "timestep_type", "sigma_min", "sigma_max", "flow_shift",
     "time_shift_type", "sigma_data",
 }  # fmt: skip
-MUST_BE_OFF = ("use_flow_sigmas", "use_dynamic_shifting", "shift_terminal")  # these change what the network is told
+MUST_BE_OFF = {"use_flow_sigmas", "use_dynamic_shifting", "shift_terminal"}  # these change what the network is told
+FLOW = "FlowMatchEulerDiscreteScheduler"
+OF_FLOWS = {
+    "num_train_timesteps", "shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
+    "time_shift_type", "stochastic_sampling",
+}  # fmt: skip
+OFF_IN_FLOWS = {
+    "use_dynamic_shifting", "shift_terminal", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas",
+    "use_beta_sigmas",
+}  # fmt: skip
+PREDICTIONS = ("epsilon", "v_prediction")
 TOLERANCE = 2e-6  # diffusers computes in float32
 
 
@@ -43,12 +61,12 @@ class Training:
     """How a network was trained.
 
     Args:
-        alpha_bar: (num_train,) float64.
-        prediction: what it predicts.
+        schedule: its noise levels.
+        parametrization: what it predicts.
     """
 
-    alpha_bar: Tensor
-    prediction: Prediction
+    schedule: Schedule
+    parametrization: Parametrization
 
 
 def read_scheduler(config: Mapping[str, Any], origin: str) -> Training:
@@ -64,23 +82,19 @@ def read_scheduler(config: Mapping[str, Any], origin: str) -> Training:
     """
     what = f"the scheduler of {origin}"
     kind = config.get("_class_name")
+    if kind == FLOW:
+        settings = _known_settings(config, OF_FLOWS, OFF_IN_FLOWS, what)
+        shift, count = (_stated(settings, key, what) for key in ("shift", "num_train_timesteps"))
+        return Training(FlowSchedule(shift, count), "flow")
     if kind not in CLASSES:
         raise UserError(
-            f"{what} is a {kind}, whose noise levels are not known here; known are the relatives of DDPM, such as "
-            f"{', '.join(CLASSES[:4])}"
+            f"{what} is a {kind}, whose noise levels are not known here; known are {FLOW} and the relatives of DDPM, "
+            f"such as {', '.join(CLASSES[:4])}"
         )
-    settings = {key: value for key, value in config.items() if not key.startswith("_")}
-    unknown = sorted(settings.keys() - TRAINING - SAMPLER - set(MUST_BE_OFF))
-    if unknown:
-        raise UserError(
-            f"{what} has settings that are not known here: {', '.join(unknown)}; remove those that only a sampler reads"
-        )
-    for key in MUST_BE_OFF:
-        if settings.get(key):
-            raise UserError(f"{what} sets {key}, which models here do not have; choose a model without it")
+    settings = _known_settings(config, TRAINING | SAMPLER, MUST_BE_OFF, what)
     prediction = settings.get("prediction_type", "epsilon")  # the first versions of diffusers knew no other
-    if prediction not in get_args(Prediction):
-        raise UserError(f"{origin} predicts {prediction}; the models here predict {' or '.join(get_args(Prediction))}")
+    if prediction not in PREDICTIONS:
+        raise UserError(f"{origin} predicts {prediction}; the models here predict {' or '.join(PREDICTIONS)}")
     alpha_bar = alpha_bar_from_betas(_betas(settings, what))
     if settings.get("rescale_betas_zero_snr"):
         if prediction != "v_prediction":
@@ -90,7 +104,19 @@ def read_scheduler(config: Mapping[str, Any], origin: str) -> Training:
             )
         alpha_bar = zero_terminal_snr(alpha_bar)
     _compare(config, kind, alpha_bar, what)
-    return Training(alpha_bar, cast(Prediction, prediction))
+    return Training(DiffusionSchedule(alpha_bar), cast(Parametrization, prediction))
+
+
+def _known_settings(config: Mapping[str, Any], known: Set[str], off: Set[str], what: str) -> dict[str, Any]:
+    settings = {key: value for key, value in config.items() if not key.startswith("_")}
+    if unknown := sorted(settings.keys() - known - off):
+        raise UserError(
+            f"{what} has settings that are not known here: {', '.join(unknown)}; remove those that only a sampler reads"
+        )
+    for key in sorted(off):
+        if settings.get(key):
+            raise UserError(f"{what} sets {key}, which models here do not have; choose a model without it")
+    return settings
 
 
 def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:

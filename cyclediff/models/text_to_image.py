@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cyclediff.diffusion.denoiser import GuidedDenoiser, Network, Prediction
+from cyclediff.diffusion.denoiser import GuidedDenoiser, Network, Parametrization
 from cyclediff.diffusion.prompt import Prompt
+from cyclediff.diffusion.schedule import Schedule
 from cyclediff.method import NoiseSource
 from cyclediff.models.inference import DTYPES, require_known
 
@@ -26,9 +27,9 @@ class TextModel:
     """A latent diffusion model under prompts (arXiv 2112.10752).
 
     Args:
-        network: (x_t, t, context, edit) → prediction, float32.
-        alpha_bar: (num_train,) float64.
-        prediction: what the network predicts.
+        network: (x_t, t, context, edit) → output, float32.
+        schedule: its noise levels.
+        parametrization: what its output is, see `prediction_from`.
         unet: the network itself, diffusers' UNet2DConditionModel; `network` evaluates it.
         vae: diffusers' AutoencoderKL; its configuration holds the scaling factor.
         tokenizer: of transformers, one of those that know which letters a token stands for (`is_fast`).
@@ -39,8 +40,8 @@ class TextModel:
     """
 
     network: Network
-    alpha_bar: Tensor
-    prediction: Prediction
+    schedule: Schedule
+    parametrization: Parametrization
     unet: Any
     vae: Any
     tokenizer: Any
@@ -105,7 +106,7 @@ class TextModel:
         every = self._embed(["", *prompts])
         tokens = {text: read_prompt(self.tokenizer, text, self.length) for text in dict.fromkeys(prompts)}
         return GuidedDenoiser(
-            self.network, self.alpha_bar, self.prediction, every[1:], every[:1], tuple(map(float, scales)),
+            self.network, self.schedule, self.parametrization, every[1:], every[:1], tuple(map(float, scales)),
             tuple(tokens[text] for text in prompts), self.network_id,
         )  # fmt: skip
 

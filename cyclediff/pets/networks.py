@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cyclediff.diffusion.denoiser import X0Denoiser, blend_x0
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.inference import for_inference
 from cyclediff.models.pixel import PixelModel
@@ -93,7 +93,7 @@ def load(path: str, device: str = "cpu", dtype: str = "float32", compile_mode: s
     network = PetsUNet()
     load_weights(network, load_file(path), path)
     evaluation = for_inference(network, network, device, dtype, compile_mode)
-    denoiser = X0Denoiser(evaluation, alpha_bar_from_betas(linear_betas()), X0_ERROR)
+    denoiser = X0Denoiser(evaluation, DiffusionSchedule(alpha_bar_from_betas(linear_betas())), X0_ERROR)
     return PixelModel(denoiser, SIZE, multiple=4 * PATCH)  # the patch network halves twice
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.prompt import Prompt
-from cyclediff.diffusion.schedule import alpha_bar_from_betas, scaled_linear_betas
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, scaled_linear_betas
 from cyclediff.studies.selection import Candidate, Grid
 
 Unit = tuple[int, Candidate]  # number of the image in its batch, and how to edit it
@@ -140,10 +140,10 @@ class _Counter:
     def condition(self, prompts: Sequence[str], guidance_scale: Sequence[float]) -> GuidedDenoiser:
         """A denoiser under prompts of three words that any attention control can align."""
         prompt = Prompt("a b c", (0, 1, 2, 3, 4), ((0, 0), (0, 1), (2, 3), (4, 5), (0, 0)))
-        n, alpha_bar = len(prompts), alpha_bar_from_betas(scaled_linear_betas())
+        n, schedule = len(prompts), DiffusionSchedule(alpha_bar_from_betas(scaled_linear_betas()))
         context, empty = torch.zeros(n, 5, 1), torch.zeros(1, 5, 1)
         return GuidedDenoiser(
-            self._count, alpha_bar, "epsilon", context, empty, tuple(guidance_scale), (prompt,) * n, "counter"
+            self._count, schedule, "epsilon", context, empty, tuple(guidance_scale), (prompt,) * n, "counter"
         )
 
     def _count(self, xt: Tensor, t: Tensor, context: Tensor, edit: Any) -> Tensor:

@@ -147,9 +147,10 @@ class Translate:
         size = self.cfg.protocol.size
         with torch.no_grad():
             xt = torch.zeros(count, 3, size, size, device=self.device)
-            t = torch.full((count,), 500, device=self.device)
             for model in self.models.values():
-                model.condition()(xt, t).sum().item()  # .item() waits for a GPU
+                denoiser = model.condition()
+                middle = denoiser.schedule.at(denoiser.schedule.num_train // 2)
+                denoiser(xt, middle).x0.sum().item()  # .item() waits for a GPU
 
     def batch_size_key(self) -> str:
         """Networks, size and precision."""
