@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cyclediff.diffusion.levels import CLEAN, Level
 
-Spacing = Literal["uniform", "latent", "respaced"]
+Spacing = Literal["uniform", "latent", "leading", "respaced"]
 
 
 class Schedule(Protocol):
@@ -51,7 +51,8 @@ class DiffusionSchedule:
 
     The last level is where the last step ends. With "uniform" and "respaced" spacing it is the clean image, as in the
     pixel-space codes. With "latent" it is timestep 0, as in latent diffusion's code (and in diffusers with
-    set_alpha_to_one false): there the last step has noise, so it can be encoded too.
+    set_alpha_to_one false): there the last step has noise, so it can be encoded too. With "leading" (diffusers with
+    steps_offset 0) timestep 0 is both where the last step begins and where it ends, so that step changes nothing.
 
     Args:
         alpha_bar: (num_train,) float64.
@@ -77,8 +78,10 @@ class DiffusionSchedule:
             timesteps, end = spaced_timesteps(self.num_train, _number(steps, spacing)), CLEAN
         elif spacing == "latent":
             timesteps, end = latent_timesteps(self.num_train, _number(steps, spacing)), self.at(0)
+        elif spacing == "leading":
+            timesteps, end = leading_timesteps(self.num_train, _number(steps, spacing)), self.at(0)
         else:
-            raise ValueError(f"spacing must be uniform, latent or respaced; got {spacing!r}")
+            raise ValueError(f"spacing must be uniform, latent, leading or respaced; got {spacing!r}")
         return [*(self.at(t) for t in timesteps.tolist()), end]
 
     def time(self, level: Level, x: Tensor) -> Tensor:
@@ -107,7 +110,7 @@ class FlowSchedule:
         return self._level((t + 1) / self.num_train)
 
     def levels(self, steps: int | str, spacing: Spacing = "uniform") -> list[Level]:
-        """See `Schedule`; "respaced" is "uniform" here."""
+        """See `Schedule`; "leading" and "respaced" are "uniform" here."""
         number, end = _number(steps, "flow"), self.at(0) if spacing == "latent" else CLEAN
         us = [1 - i / number for i in range(number)]
         return [*(self._level(self.shift * u / (1 + (self.shift - 1) * u)) for u in us), end]
@@ -206,6 +209,20 @@ def latent_timesteps(num_train: int, T: int) -> Tensor:
     if not 1 <= T < num_train:
         raise ValueError(f"T must be between 1 and {num_train - 1} with latent spacing; got {T}")
     return (1 + torch.arange(T) * (num_train // T)).flip(0)
+
+
+def leading_timesteps(num_train: int, T: int) -> Tensor:
+    """T timesteps of a schedule of `num_train` from 0 up: 0, c, 2 c, … with a stride c of num_train // T.
+
+    Returns:
+        int64 (T,), decreasing.
+
+    Raises:
+        ValueError: if T is not in 1 … num_train.
+    """
+    if not 1 <= T <= num_train:
+        raise ValueError(f"T must be between 1 and {num_train} with leading spacing; got {T}")
+    return (torch.arange(T) * (num_train // T)).flip(0)
 
 
 def respaced_timesteps(num_train: int, spacing: str | int) -> Tensor:
