@@ -38,6 +38,7 @@ from cyclediff.studies.selection import Grid
 
 WEIGHTS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights" / "text_to_image"
 PAPER = Grid(15, (1.0,), (15, 20, 25, 30, 40, 50), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0))
+SCHEDULE = DiffusionSchedule(alpha_bar_from_betas(scaled_linear_betas()))
 ANIMALS = ("cat", "dog")
 SD14 = {
     "block_out_channels": (320, 640, 1280, 1280),
@@ -75,12 +76,11 @@ def sd_sized() -> tuple[Any, TextModel]:
         "tokenizer": tokenizer,
         "scheduler": scheduler,
     }
-    schedule = DiffusionSchedule(alpha_bar_from_betas(scaled_linear_betas()))
     own: Any = copy.deepcopy(unet)
     own.to(memory_format=torch.channels_last)
     install(own)
     model = TextModel(
-        caller(own, torch.float32, torch.channels_last), schedule, "epsilon", own,
+        caller(own, torch.float32, torch.channels_last), SCHEDULE, "epsilon", own,
         vae, tokenizer, text, 77, 256,
     )  # fmt: skip
     return _pipeline(parts), model
@@ -148,7 +148,7 @@ def rows_of_search(table: Table, size: int = 36) -> None:
     official = PAPER.trials * sum(lengths) * (1 + sum(1 if scale == 1 else 2 for scale in PAPER.guidance))
     some = replace(PAPER, trials=1)  # all of them take minutes
     for shared in (False, True):
-        rows, timed = (count_rows(method, grid, size, shared) for grid in (PAPER, some))
+        rows, timed = (count_rows(method, SCHEDULE, grid, size, shared) for grid in (PAPER, some))
         pieces = split(method, some, 1, size, shared)
         began = time.perf_counter()
         for units in pieces:

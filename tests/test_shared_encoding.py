@@ -10,12 +10,14 @@ from baselines.sdedit import SDEdit
 from cyclediff.attention_control import AttentionControl
 from cyclediff.cyclediffusion import CycleDiffusion
 from cyclediff.diffusion.noise import Noise
+from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, scaled_linear_betas
 from cyclediff.models.load_text import load_text_to_image
 from cyclediff.studies.candidates import Edits, count_rows, edit, split
 from cyclediff.studies.selection import Grid
 
 from .tiny_sd import stable_diffusion
 
+SCHEDULE = DiffusionSchedule(alpha_bar_from_betas(scaled_linear_betas()))
 METHOD = CycleDiffusion(T=10, T_es=10, eta=0.1, spacing="latent")
 CONTROL = AttentionControl(cross=0.8, self_attention=0.4)
 GRID = Grid(trials=2, source_guidance=(1.0, 1.5), skip=(2, 5), guidance=(1.0, 3.0))
@@ -102,9 +104,9 @@ def test_rows_of_the_papers_search(size):
     method = CycleDiffusion(T=99, T_es=99, eta=0.1, spacing="latent")
     assert len(paper.candidates()) == 540
     official = official_rows(15, paper.source_guidance, paper.skip, paper.guidance, 99)
-    assert count_rows(method, paper, size, shared_encoding=False) == official
+    assert count_rows(method, SCHEDULE, paper, size, shared_encoding=False) == official
     if size >= 64:
-        saved = 1 - count_rows(method, paper, size, shared_encoding=True) / official
+        saved = 1 - count_rows(method, SCHEDULE, paper, size, shared_encoding=True) / official
         assert saved == pytest.approx(0.064, abs=0.01)
 
 
@@ -124,7 +126,7 @@ def test_rows_are_what_the_network_really_sees(model, edits):
             edit(method, watched, one, GRID, units, shared_encoding=False)
         assert (
             seen
-            == count_rows(method, GRID, 8, shared_encoding=False)
+            == count_rows(method, SCHEDULE, GRID, 8, shared_encoding=False)
             == official_rows(2, (1.0, 1.5), (2, 5), (1.0, 3.0), 10)
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.prompt import Prompt
-from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, scaled_linear_betas
+from cyclediff.diffusion.schedule import Schedule
 from cyclediff.studies.selection import Candidate, Grid
 
 Unit = tuple[int, Candidate]  # number of the image in its batch, and how to edit it
@@ -109,12 +109,12 @@ def edit(
     return found[torch.tensor(order, device=found.device).argsort()]
 
 
-def count_rows(method: Any, grid: Grid, size: int, shared_encoding: bool) -> int:
-    """Evaluations of the network that all candidates of an image take.
+def count_rows(method: Any, schedule: Schedule, grid: Grid, size: int, shared_encoding: bool) -> int:
+    """Evaluations of the network, whose levels are those of `schedule`, that all candidates of an image take.
 
     Those of one trial are counted, by making them with an empty network; every trial takes as many.
     """
-    counter, once = _Counter(), replace(grid, trials=1)
+    counter, once = _Counter(schedule), replace(grid, trials=1)
     edits = Edits(["counted"], [("a b", "a c")], torch.zeros(1, 1, 1, 1), seed=0)
     for units in split(method, once, 1, size, shared_encoding):
         edit(method, counter, edits, once, units, shared_encoding)
@@ -134,16 +134,15 @@ def _condition(model: Conditional, edits: Edits, units: Sequence[Unit], side: in
 class _Counter:
     """A text-to-image model whose network counts its rows and predicts zeros."""
 
-    def __init__(self):
-        self.rows = 0
+    def __init__(self, schedule: Schedule):
+        self.rows, self.schedule = 0, schedule
 
     def condition(self, prompts: Sequence[str], guidance_scale: Sequence[float]) -> GuidedDenoiser:
         """A denoiser under prompts of three words that any attention control can align."""
         prompt = Prompt("a b c", (0, 1, 2, 3, 4), ((0, 0), (0, 1), (2, 3), (4, 5), (0, 0)))
-        n, schedule = len(prompts), DiffusionSchedule(alpha_bar_from_betas(scaled_linear_betas()))
-        context, empty = torch.zeros(n, 5, 1), torch.zeros(1, 5, 1)
+        context, empty, n = torch.zeros(len(prompts), 5, 1), torch.zeros(1, 5, 1), len(prompts)
         return GuidedDenoiser(
-            self._count, schedule, "epsilon", context, empty, tuple(guidance_scale), (prompt,) * n, "counter"
+            self._count, self.schedule, "flow", context, empty, tuple(guidance_scale), (prompt,) * n, "counter"
         )
 
     def _count(self, xt: Tensor, t: Tensor, context: Tensor, edit: Any) -> Tensor:

@@ -153,7 +153,8 @@ class Edit:
         from cyclediff.studies.candidates import count_rows
         from cyclediff.studies.editing import require_patience
 
-        rows = count_rows(self.method, self.grid, execution.batch_size, self.cfg.selection.shared_encoding)
+        shared = self.cfg.selection.shared_encoding
+        rows = count_rows(self.method, self.model.schedule, self.grid, execution.batch_size, shared)
         distributed.from_first(
             lambda: require_patience(self.cfg, self.model, self.device, self.parts, rows, missing, execution.batch_size)
         )
