@@ -16,8 +16,8 @@ check: .venv/test
 	$(BIN)/pyright
 
 parity: .venv/test
-	$(BIN)/python -m pytest -n 0 tests/test_golden.py tests/test_golden_networks.py tests/test_golden_latent.py \
-	    tests/test_clip.py tests/test_attention_control.py tests/test_text_to_image.py --parity docs/parity.md
+	$(BIN)/python -m pytest -n 0 tests/test_golden*.py tests/test_clip.py tests/test_attention_control.py \
+	    tests/test_text_to_image.py --parity docs/parity.md
 
 bench: .venv/test
 	$(BIN)/python scripts/benchmark.py

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser
 from cyclediff.diffusion.levels import CLEAN, NOISE, Level
+from cyclediff.diffusion.noise import NoiseSource
 from cyclediff.diffusion.paired import Control, paired_evaluation, plan_control
 from cyclediff.diffusion.schedule import Spacing, count_respaced
 from cyclediff.diffusion.steps import ddim_step, transitions, truth
-from cyclediff.method import NoiseSource
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,12 @@ class DDIB:
         if not self.attention:
             return sample(latent, target, levels, self.clip_denoised)
         steps = transitions(levels)
-        evaluate = paired_evaluation(source, target, plan_control(self.attention, source, target, len(steps)))
+        plan = plan_control(self.attention, source, target, len(steps))
+        evaluate = paired_evaluation(source, target, plan)
         xs = xt = latent
         for step, (t, s) in enumerate(steps):
             xs, xt = (ddim_step(seen, s) for seen in evaluate(xs, xt, t, step))
+            xt = plan.blend(step, xs, xt) if plan else xt
         return xt
 
     def _levels(self, model: Denoiser) -> list[Level]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from cyclediff.diffusion.denoiser import Denoiser
 from cyclediff.diffusion.levels import Level
 from cyclediff.diffusion.lowpass import lowpass
+from cyclediff.diffusion.noise import NoiseSource
 from cyclediff.diffusion.steps import beta, ddpm_sigma, ddpm_step, q_sample, transitions
-from cyclediff.method import NoiseSource
 
 Extractor = Callable[[Tensor, Tensor], Tensor]
 Similarity = Literal["cosine", "neg_l2"]

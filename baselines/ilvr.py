@@ -10,9 +10,9 @@ from torch import Tensor
 from cyclediff.diffusion.denoiser import Denoiser, VarianceDenoiser
 from cyclediff.diffusion.levels import Level, Prediction
 from cyclediff.diffusion.lowpass import lowpass
+from cyclediff.diffusion.noise import NoiseSource
 from cyclediff.diffusion.schedule import count_respaced
 from cyclediff.diffusion.steps import ddpm_sigma, posterior_step, q_sample, transitions
-from cyclediff.method import NoiseSource
 
 Variance = Literal["learned", "small", "large"]
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser
 from cyclediff.diffusion.levels import Level, Prediction
+from cyclediff.diffusion.noise import NoiseSource
 from cyclediff.diffusion.paired import Control, paired_evaluation, plan_control
 from cyclediff.diffusion.schedule import Spacing
 from cyclediff.diffusion.steps import ddim_step, ddpm_sigma, ddpm_step, q_sample, transitions
-from cyclediff.method import NoiseSource
 
 Variance = Literal["small", "large", "none"]
 
@@ -91,11 +91,13 @@ class SDEdit:
     ) -> Tensor:
         """`sdedit` and a second one under the source prompt, with the same noise; the first follows its attention."""
         steps = transitions(levels)
-        evaluate = paired_evaluation(source, target, plan_control(self.attention, source, target, len(steps)))
+        plan = plan_control(self.attention, source, target, len(steps))
+        evaluate = paired_evaluation(source, target, plan)
         xs = xt = q_sample(x0, levels[0], noise.randn_like(x0))
         for step, (t, s) in enumerate(steps):
             z = noise.randn_like(x0) if step < len(steps) - 1 else 0.0
             xs, xt = (_step(seen, t, s, self.variance, z) for seen in evaluate(xs, xt, t, step))
+            xt = plan.blend(step, xs, xt) if plan else xt
         return xt
 
 

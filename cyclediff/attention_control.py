@@ -3,17 +3,19 @@
     AttentionControl    the settings of a method
     ControlPlan         the tables of n (source, target) pairs of prompts, from AttentionControl.plan
     AttentionEdit       what one evaluation of the network does to which rows of its batch, from ControlPlan.at
+    LocalBlend          where an edit may differ from its source; off unless it is asked for
     ControlledAttention the attention processor that does it: network(..., cross_attention_kwargs={"edit": edit})
 
 The maps equal those of the official controllers (google/prompt-to-prompt). Those count steps and layers; here nothing
-does, everything is a value. Word swap, refinement and re-weighting are one formula, so the pairs of a batch may differ.
-With `base` and `own` the maps of the source and of the target row, a mapper P, and factors per target token,
+does: but for the maps that LocalBlend adds up, everything is a value. Word swap, refinement and re-weighting are one
+formula, so the pairs of a batch may differ. With `base` and `own` the maps of the source and of the target row, a
+mapper P, and factors per target token,
 
     new = (base P + own keep) equalizer,        edited = new alpha + own (1 - alpha).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -21,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cyclediff.attention_edit import AttentionEdit
 from cyclediff.diffusion.prompt import Prompt
+from cyclediff.local_blend import Blending, LocalBlend, local_blend
 from cyclediff.prompt_alignment import (
     DEFAULT,
     Bounds,
@@ -48,7 +52,10 @@ class AttentionControl:
         mode: "replace" swaps words; "refine" keeps the maps of the tokens that both prompts have; "auto" is "replace"
             where the prompts have equal numbers of words, else "refine".
         weights: factors of the maps of words of the target; named as in `positions_of`; a number is a word.
-        max_queries: self attention is only replaced in layers with at most this many positions; officially 16².
+        max_queries: self attention is only replaced in layers with at most this many positions; officially 16², and 32²
+            in the notebook of null-text inversion.
+        blend: keep the source's latents where its edited words are not, for methods that blend; or a mapping with the
+            settings of `LocalBlend`.
     """
 
     cross: Bounds | Mapping[str, Bounds] = 0.8
@@ -56,6 +63,7 @@ class AttentionControl:
     mode: Mode = "auto"
     weights: Mapping[str, float] | None = None
     max_queries: int = 256
+    blend: LocalBlend | Mapping[str, Any] | None = None
 
     def __post_init__(self):
         windows = self.cross if isinstance(self.cross, Mapping) else {"": self.cross}
@@ -67,13 +75,20 @@ class AttentionControl:
         require_weights(self.weights or {})
         if self.max_queries < 0:
             raise ValueError(f"max_queries must be at least 0; got {self.max_queries}")
+        local_blend(self.blend)
 
-    def require_words(self, targets: Sequence[str]) -> None:
-        """Require that each word of `weights` and `cross` is in at least one of the target texts of a run.
+    def require_words(self, targets: Sequence[str], sources: Sequence[str] | None = None) -> None:
+        """Require that each word of `weights`, `cross` and `blend` is in at least one of the texts of a run.
+
+        Args:
+            targets: all target texts.
+            sources: all source texts, of which only `blend` has words.
 
         Raises:
             ValueError: if one is in none of them, where it would do nothing; the sentence lists the texts' words.
         """
+        if blend := local_blend(self.blend):
+            blend.require_words(targets, sources)
         windows = self.cross if isinstance(self.cross, Mapping) else {}
         require_words("weights", self.weights or {}, targets)
         require_words("cross", [word for word in windows if word != DEFAULT], targets)
@@ -95,6 +110,7 @@ class AttentionControl:
             raise ValueError(f"each target needs its source; got {len(sources)} sources and {len(targets)} targets")
         tables = [mixing(source, target, self.mode, length) for source, target in zip(sources, targets, strict=True)]
         low, high = window(self.self_attention)
+        blend = local_blend(self.blend)
         return ControlPlan(
             mapper=torch.stack([mapper for mapper, _ in tables]),
             keep=torch.stack([keep for _, keep in tables]),
@@ -102,6 +118,7 @@ class AttentionControl:
             alpha=torch.stack([window_alphas(target, self.cross, num_steps, length) for target in targets]),
             self_steps=range(int(num_steps * low), int(num_steps * high)),
             max_queries=self.max_queries,
+            blending=blend and blend.begin(sources, targets, length, num_steps),
         )
 
 
@@ -116,6 +133,7 @@ class ControlPlan:
         alpha: float (n, num_steps + 1, length).
         self_steps: the steps at which self attention is replaced.
         max_queries: see AttentionControl.
+        blending: the maps that LocalBlend has added up; so such a plan is for one run of a sampler.
     """
 
     mapper: Tensor
@@ -124,6 +142,7 @@ class ControlPlan:
     alpha: Tensor
     self_steps: range
     max_queries: int
+    blending: Blending | None = None
 
     def at(
         self, step: int, base_rows: RowNumbers, edited_rows: RowNumbers, pairs: RowNumbers
@@ -157,73 +176,13 @@ class ControlPlan:
             alpha=alpha,
             edits_cross=bool(alpha.any()),
             max_queries=self.max_queries if step in self.self_steps and len(edited) else 0,
+            maps=self.blending and self.blending.maps(pair),
         )
-        return edit if edit.edits_cross or edit.max_queries else None
+        return edit if edit.edits_cross or edit.max_queries or edit.maps else None
 
-
-@dataclass(frozen=True, eq=False)
-class AttentionEdit:
-    """What happens in one evaluation of the network to e rows of its batch.
-
-    Args:
-        base: int64 (e,), the row that each edited row follows.
-        edited: int64 (e,).
-        mapper: P, float (e, length, length).
-        keep: float (e, length).
-        equalizer: float (e, length).
-        alpha: float (e, length).
-        edits_cross: whether any alpha is not 0.
-        max_queries: self attention is replaced in layers with at most this many positions; 0 for no layer.
-    """
-
-    base: Tensor
-    edited: Tensor
-    mapper: Tensor
-    keep: Tensor
-    equalizer: Tensor
-    alpha: Tensor
-    edits_cross: bool
-    max_queries: int
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> "AttentionEdit":
-        """The same edit on a device and in a type. It is optional, and saves a transfer in each layer."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        moved = {n: v.to(device, dtype if v.is_floating_point() else v.dtype) for n, v in tensors.items()}
-        return replace(self, **moved)
-
-    def edits_self(self, queries: int) -> bool:
-        """Whether self attention is replaced in layers with this many positions."""
-        return queries <= self.max_queries
-
-    def cross(self, maps: Tensor) -> Tensor:
-        """Mix the edited rows of cross-attention maps (rows, heads, q, length) with their base rows; a new tensor.
-
-        Raises:
-            ValueError: if the maps have another number of token positions than the plan.
-        """
-        return maps.index_copy(0, self.edited.to(maps.device), self.mixed(maps))
-
-    def mixed(self, maps: Tensor) -> Tensor:
-        """Only the edited rows of `cross`, (e, heads, q, length)."""
-        if maps.shape[-1] != self.mapper.shape[-1]:
-            raise ValueError(
-                f"the network sees {maps.shape[-1]} token positions; the plan was made for {self.mapper.shape[-1]}: "
-                "give plan(length=...) the tokenizer's length"
-            )
-        keep, equal, alpha = (x.to(maps)[:, None, None, :] for x in (self.keep, self.equalizer, self.alpha))
-        base, own = maps[self.base.to(maps.device)], maps[self.edited.to(maps.device)]
-        mapped = (base.flatten(1, 2) @ self.mapper.to(maps)).view_as(own)
-        new = (mapped + own * keep) * equal
-        return new * alpha + own * (1 - alpha)
-
-    def self_attention(self, maps: Tensor) -> Tensor:
-        """Self-attention maps (rows, heads, q, q) with the edited rows' replaced; `maps` itself if q is too large."""
-        return self.follow(maps) if self.edits_self(maps.shape[2]) else maps
-
-    def follow(self, x: Tensor) -> Tensor:
-        """X (rows, …) with each edited row replaced by its base row, a new tensor."""
-        return x.index_copy(0, self.edited.to(x.device), x[self.base.to(x.device)])
+    def blend(self, step: int, xs: Tensor, xt: Tensor) -> Tensor:
+        """The states xt after a step, (e, c, h, w), blended with their sources' xs, (n, c, h, w); see `LocalBlend`."""
+        return self.blending.blend(step, xs, xt) if self.blending else xt
 
 
 class ControlledAttention:
@@ -234,9 +193,13 @@ class ControlledAttention:
     queries and keys of its base row has the map of its base row.
 
     Keys and values of a context are kept and used again while the context is the same tensor, but not under autograd.
+
+    Args:
+        place: part of the network that its layers are in: down, mid or up.
     """
 
-    def __init__(self):
+    def __init__(self, place: str = ""):
+        self._place = place
         self._kept: WeakKeyDictionary[Any, tuple[Tensor, Tensor, Tensor]] = WeakKeyDictionary()
 
     def __call__(
@@ -278,8 +241,11 @@ class ControlledAttention:
         if mask is not None:
             mask = mask.unflatten(0, (-1, attn.heads))
 
-        attend = self_attention if encoder_hidden_states is None else cross_attention
-        out = attend(query, key, value, mask, edit).transpose(1, 2).flatten(2).to(query.dtype)
+        if encoder_hidden_states is None:
+            out = self_attention(query, key, value, mask, edit)
+        else:
+            out = cross_attention(query, key, value, mask, edit, self._place)
+        out = out.transpose(1, 2).flatten(2).to(query.dtype)
         for layer in attn.to_out:  # a linear layer and dropout
             out = layer(out)
         if len(shape) == 4:
@@ -315,17 +281,23 @@ def self_attention(
 
 
 def cross_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, edit: AttentionEdit | None
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, edit: AttentionEdit | None, place: str = ""
 ) -> Tensor:
     """Attention to the text: query (rows, heads, q, channels); key, value (rows, heads, k, channels) → shape of query.
 
     Rows that are not edited equal torch's own function to the last bit: a source does not depend on its edits.
     """
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    if edit is None or not edit.edits_cross:
+    if edit is None:
         return out
-    rows = edit.edited.to(out.device)
-    return out.index_copy(0, rows, edit.mixed(attention_maps(query, key, mask)) @ value[rows])
+    blends = edit.maps is not None and edit.maps.wants(place, query.shape[2])
+    if not (edit.edits_cross or blends):
+        return out
+    maps, rows = attention_maps(query, key, mask), edit.edited.to(out.device)
+    edited = edit.mixed(maps)
+    if edit.maps is not None and blends:
+        edit.maps.add(maps[edit.base.to(out.device)], edited)
+    return out.index_copy(0, rows, edited @ value[rows]) if edit.edits_cross else out
 
 
 def attention_maps(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -338,11 +310,16 @@ def attention_maps(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Te
 class HasProcessors(Protocol):
     """A diffusers network with attention."""
 
+    @property
+    def attn_processors(self) -> Mapping[str, Any]:
+        """The processor of each attention layer, by its name."""
+        ...
+
     def set_attn_processor(self, processor: Any) -> object:
-        """Use one processor in all attention layers."""
+        """Use other processors, by the same names."""
         ...
 
 
 def install(unet: HasProcessors) -> None:
     """Make all attention layers of a diffusers network accept cross_attention_kwargs={"edit": ...}."""
-    unet.set_attn_processor(ControlledAttention())
+    unet.set_attn_processor({name: ControlledAttention(name.split("_")[0]) for name in unet.attn_processors})

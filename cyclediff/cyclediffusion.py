@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser
 from cyclediff.diffusion.levels import Level, Prediction
+from cyclediff.diffusion.noise import NoiseSource
 from cyclediff.diffusion.paired import Control, Plan, paired_evaluation, plan_control
 from cyclediff.diffusion.schedule import Spacing
 from cyclediff.diffusion.steps import (
@@ -29,7 +30,6 @@ from cyclediff.diffusion.steps import (
     q_sample,
     transitions,
 )
-from cyclediff.method import NoiseSource
 from cyclediff.shared_encoding import decode_candidates
 
 
@@ -154,6 +154,7 @@ def cyclediffusion(
         else:
             seen_t, z = target(xt, target_t), 0.0
         xt = ddim_step(seen_t, target_s, ddim_sigma(target_t, target_s, eta), z)
+        xt = plan.blend(step, xs, xt) if plan and sigma else xt
     return xt
 
 

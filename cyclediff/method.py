@@ -6,18 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser
-
-
-class NoiseSource(Protocol):
-    """The only randomness that a method may use; `cyclediff.diffusion.noise.Noise` in a run."""
-
-    def randn_like(self, x: Tensor) -> Tensor:
-        """Standard normal noise with the shape, type and device of x (n, ...)."""
-        ...
-
-    def rows(self, start: int, stop: int) -> "NoiseSource":
-        """The source of the images start … stop - 1 of the batch."""
-        ...
+from cyclediff.diffusion.noise import NoiseSource
 
 
 class Method(Protocol):

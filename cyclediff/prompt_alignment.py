@@ -56,13 +56,14 @@ def positions_of(prompt: Prompt, name: str) -> list[int]:
     return found
 
 
-def require_words(setting: str, names: Iterable[object], texts: Sequence[str]) -> None:
+def require_words(setting: str, names: Iterable[object], texts: Sequence[str], side: str = "target") -> None:
     """Require that each name means a word (`is_named`) of at least one text.
 
     Args:
         setting: where the names are, for the sentence.
         names: a number is meant as a word, as in "2 dogs".
-        texts: the target texts of a run.
+        texts: the texts of a run.
+        side: "source" or "target", whichever texts these are.
 
     Raises:
         ValueError: if one means none; the sentence lists the texts' words, or those that are most like it.
@@ -74,7 +75,7 @@ def require_words(setting: str, names: Iterable[object], texts: Sequence[str]) -
             near = known if len(known) <= LISTED else get_close_matches(name, known, LISTED, cutoff=0)
             raise ValueError(
                 f"{setting} names {name!r}, which is no word of "
-                f"{'the target text' if len(texts) == 1 else f'any of the {len(texts)} target texts'}; choose one of "
+                f"{f'the {side} text' if len(texts) == 1 else f'any of the {len(texts)} {side} texts'}; choose one of "
                 f"{', '.join(near)}{', …' if len(near) < len(known) else ''}"
             )
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser
+from cyclediff.diffusion.noise import NoiseSource
 from cyclediff.diffusion.paired import Control, paired_evaluation, plan_control
 from cyclediff.diffusion.schedule import Spacing
 from cyclediff.diffusion.steps import (
@@ -21,7 +22,6 @@ from cyclediff.diffusion.steps import (
     q_sample,
     transitions,
 )
-from cyclediff.method import NoiseSource
 
 
 def decode_candidates(
@@ -82,4 +82,5 @@ def decode_candidates(
         z = infer_noise(xs, own, seen_s, t, s, sigma, n)
         xs = posterior_step(xs, own, t, s, sigma, n)
         xt = ddim_step(seen_t, s, sigma, z[owner[:running]])
+        xt = plan.blend(step, xs, xt) if plan else xt
     return xt

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser
 from cyclediff.diffusion.levels import Level, Prediction
+from cyclediff.diffusion.noise import NoiseSource
 from cyclediff.diffusion.schedule import Schedule
-from cyclediff.method import Method, NoiseSource
+from cyclediff.method import Method
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cyclediff.diffusion.denoiser import LearnedVarianceDenoiser, NetworkDenoiser
 from cyclediff.diffusion.levels import Level, Prediction
-from cyclediff.diffusion.schedule import DiffusionSchedule, Schedule, alpha_bar_from_betas
+from cyclediff.diffusion.schedule import DiffusionSchedule, FlowSchedule, Schedule, alpha_bar_from_betas
 from cyclediff.models import adm, ddpm
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
@@ -25,7 +25,12 @@ OFFICIAL = {
     "DDIB": "suxuann/ddib@89e5c27",
     "ILVR": "jychoi118/ilvr_adm@9b84f26",
     "EGSDE": "ML-GSAI/EGSDE@446a957",
+    "Edit-friendly inversion": "inbarhub/DDPM_inversion@58fc881",
+    "InfEdit, DDCM": "sled-group/InfEdit@eaac91e, without attention control",
+    "FlowEdit": "fallenshock/FlowEdit@457f402, on diffusers' SD3 and FLUX transformers",
+    "LEDITS++": "ml-research/ledits_pp@c2ccffb",
     "Prompt-to-Prompt": "google/prompt-to-prompt@9c472e4 (controllers: the notebooks of its fork)",
+    "Direct inversion": "cure-lab/PnPInversion@07f97f4, with Prompt-to-Prompt and LocalBlend",
     "CLIP scores": "ChenWu98/cycle-diffusion@3edb980, model/energy/clean_clip.py",
     "diffusers": "huggingface/diffusers 0.42.1: its pipelines under the same noise, on small random networks",
     "Networks": "guided_diffusion/unet.py (ILVR, EGSDE), models/diffusion.py (SDEdit), as diffusers networks",
@@ -132,6 +137,18 @@ class GaussianDenoiser:
     def __call__(self, x: Tensor, level: Level) -> Prediction:
         apart = (x - level.a * self.mean) / (level.a**2 * self.std**2 + level.b**2)
         return Prediction(self.mean + self.std**2 * level.a * apart, level.b * apart)
+
+
+def flow_denoiser(mean: float, std: float, schedule: FlowSchedule) -> NetworkDenoiser:
+    """The same for a flow, as a network that predicts eps - x0."""
+    exact = GaussianDenoiser(mean, std, schedule)
+
+    def network(xt, t):
+        sigma = t[0].item() / schedule.num_train
+        seen = exact(xt, Level(1 - sigma, sigma, t[0].item()))
+        return seen.eps - seen.x0
+
+    return NetworkDenoiser(network, schedule, "flow")
 
 
 def gaussian_denoiser(mean: float, std: float, schedule: DiffusionSchedule) -> NetworkDenoiser:

@@ -122,6 +122,19 @@ def test_a_claim_on_a_distance_and_a_mean_uses_the_same_resamples(tmp_path):
     assert found.support == pytest.approx(often.double().mean().item())
 
 
+def test_a_claim_on_two_settings_of_one_method(tmp_path):
+    for seed, value in enumerate((20.0, 18.0)):
+        write_row(tmp_path, "m", np.full(N, value), seed=seed)
+    rows = read_rows(tmp_path)
+    for row, eta in zip(rows, (0.1, 1.0), strict=True):
+        row.run["identity"]["method"] = {"name": "m", "eta": eta}
+    small, large = ({"method": "m", "eta": eta} for eta in (0.1, 1.0))
+    for one, other, verdict in ((small, large, "holds"), (large, small, "fails"), (small, "m", "undecided"),
+                                (small, {"method": "m", "T": 5}, "undecided")):  # fmt: skip
+        claim = {"text": "?", "method": one, "than": other, "better": ["psnr"]}
+        assert judge_claims([claim], rows)[0].verdict == verdict
+
+
 def test_without_runs_or_numbers_a_claim_is_undecided(tmp_path):
     write_row(tmp_path, "a", np.ones(N))
     write_row(tmp_path, "b", np.ones(N))

@@ -14,15 +14,16 @@ from omegaconf import OmegaConf
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.prompt import Prompt
-from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
+from cyclediff.diffusion.schedule import DiffusionSchedule, FlowSchedule, alpha_bar_from_betas, linear_betas
 from cyclediff.runtime.meter import Meter
 
-from .nets import gaussian_denoiser, tiny_classifier
+from .nets import flow_denoiser, gaussian_denoiser, tiny_classifier
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "conf" / "method").glob("*.yaml"))
 ALPHA_BAR = alpha_bar_from_betas(linear_betas())
 SCHEDULE = DiffusionSchedule(ALPHA_BAR)
+FLOW = FlowSchedule(3.0)
 SIDES = {"source", "target"}
 GUIDANCE = {"extractor": tiny_classifier().features}
 IDS = ["a", "b", "c", "d"]
@@ -62,7 +63,9 @@ def prompted_network(xt, t, context, edit):
 
 def call(method, x0=X0, ids=IDS, seed=1, watch=lambda denoiser: denoiser):
     denoisers = {"source": gaussian_denoiser(0.3, 0.2, SCHEDULE), "target": gaussian_denoiser(-0.4, 0.5, SCHEDULE)}
-    if getattr(method, "attention", None):
+    if method.name == "flowedit":
+        denoisers = {"source": flow_denoiser(0.3, 0.2, FLOW), "target": flow_denoiser(-0.4, 0.5, FLOW)}
+    if "none" not in method.conditions:
         denoisers = {"source": prompted(0.3, len(ids)), "target": prompted(-0.4, len(ids))}
     sides = [watch(denoisers[side]) if side in method.needs else None for side in ("source", "target")]
     return method(x0, *sides, Noise(seed, ids))
@@ -95,6 +98,7 @@ PUBLISHED = {  # research protocols of the official codes
     ("egsde_dagger", "wild2dog"): {"T": 1000, "t0": 600},
     ("cyclediffusion", "zero_shot"): {"T": 99, "T_es": 99, "eta": 0.1, "refine_steps": 0, "spacing": "latent"},
     ("ddib", "zero_shot"): {"timesteps": "99", "spacing": "latent", "clip_denoised": False},
+    ("direct_inversion", "pie_bench"): {"T": 50, "spacing": "leading"},
     ("cyclediffusion", "cat2dog"): {"T": 1000, "T_es": 850, "eta": 0.1, "refine_steps": 100, "spacing": "uniform"},
 }
 
@@ -115,10 +119,16 @@ def test_name_is_the_file_and_settings_are_explained(file):
 EVALUATIONS = {  # of a network, of an image of pets
     "cyclediffusion": 2 * 85 - 1 + 10,
     "ddib": 2 * 100,
+    "direct_inversion": 50 + 2 * 50,
+    "ddcm": 2 * 12,
+    "edit_friendly": 2 * 63 + 1,
     "egsde": 50,
     "egsde_dagger": 60,
+    "flowedit": 2 * 33,
     "ilvr": 100,
+    "ledits_pp": 30 + 2 * 30,
     "sdedit": 50,
+    "transfer_grid": 2 * 40,
 }
 
 
@@ -144,6 +154,12 @@ def test_file_and_class_declare_the_same(file):
     assert not set(settings) & (method.needs - SIDES)  # guidance networks are given to it, not configured
 
 
+NUM_STEPS = {  # published, where pets has no setting of its own
+    "direct_inversion": 50, "edit_friendly_pie": 50, "ddcm": 12, "flowedit": 50,
+    "ledits_pp": 30, "transfer_grid": 50,
+}  # fmt: skip
+
+
 def test_abilities(method):
     names = {field.name for field in fields(method)}
     assert "target" in method.needs
@@ -151,13 +167,15 @@ def test_abilities(method):
     assert method.conditions
     assert method.conditions <= {"none", "text", "image"}
     assert method.starts_at is None or method.starts_at in names
-    assert method.num_steps == 100  # of pets
+    assert method.num_steps == NUM_STEPS.get(method.name, 100)  # of pets
     assert method.inverts == callable(getattr(method, "candidates", None)) == method.name.startswith("cyclediffusion")
 
 
 def test_starting_levels():
     assert {file.stem: make(file).starts_at for file in FILES if not file.stem.endswith("_cac")} == {
         "cyclediffusion": "T_es", "sdedit": "t0", "egsde": "t0", "egsde_dagger": "t0", "ddib": None, "ilvr": None,
+        "direct_inversion": None, "ddcm": "t0", "edit_friendly": "t0", "edit_friendly_pie": "t0", "flowedit": "n_max",
+        "ledits_pp": "T_es", "transfer_grid": "t0",
     }  # fmt: skip
 
 

@@ -1,11 +1,13 @@
 """Cross-attention control inside the methods: its limits, and that the source's attention really enters the target."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from baselines.ddib import DDIB
+from baselines.edit_friendly import EditFriendly
 from baselines.sdedit import SDEdit
 from cyclediff.attention_control import AttentionControl
 from cyclediff.cyclediffusion import CycleDiffusion
@@ -70,6 +72,47 @@ def test_weights_of_words(model):
     one = apply(method, model, AttentionControl(1.0, 0.0, weights={"dog": 1.0}))
     assert torch.allclose(one, apply(method, model, AttentionControl(1.0, 0.0)), atol=1e-5)
     assert (apply(method, model, AttentionControl(1.0, 0.0, weights={"dog": 5.0})) - one).abs().mean() > 1e-4
+
+
+class LeftHalf:
+    """Control that leaves the attention as it is, and keeps the left half of the source's states."""
+
+    blend = "left"
+
+    def plan(self, sources, targets, length, num_steps):
+        owners = []
+
+        def at(step, base_rows, edited_rows, pairs):
+            owners[:] = pairs
+
+        def blend(step, xs, xt):
+            out = xt.clone()
+            out[..., :4] = xs[owners][..., :4]
+            return out
+
+        return SimpleNamespace(at=at, blend=blend)
+
+
+BLENDING = {**METHODS, "edit_friendly": EditFriendly(T=20, t0=14, keep_last=True), "candidates": None}
+
+
+@pytest.mark.parametrize("name", BLENDING)
+def test_every_method_with_attention_control_blends(name, model):
+    """What is kept is the source's own end, and the rest is edited."""
+    sides = model.condition([SOURCE] * 2), model.condition([TARGET] * 2, 4.0)
+    noise = Noise(1, ["a", "b"])
+    if name == "candidates":
+        method = replace(METHODS["cyclediffusion"], attention=LeftHalf())
+        out = method.candidates(X0, *sides, noise, [(0, 14), (1, 14)])
+        source = X0
+    else:
+        method = replace(BLENDING[name], attention=LeftHalf())
+        out = method(X0, *sides, noise)
+        same = replace(BLENDING[name], attention=None)
+        alone = model.condition([SOURCE] * 2)
+        source = X0 if name in ("cyclediffusion", "edit_friendly") else same(X0, alone, alone, Noise(1, ["a", "b"]))
+    assert (out - source)[..., :4].abs().max() < 1e-4
+    assert (out - source)[..., 4:].abs().mean() > 1e-2
 
 
 def test_pairs_of_a_batch_do_not_mix(method, model):

@@ -167,7 +167,7 @@ def test_tiers_and_selections_do_not_share_a_table(task):
     edit_run(task, "n", tier="quick")
     edit_run(task, tier="paper")
     edit_run(task, tier="quick", selection=SELECTION)
-    edit_run(task, tier="quick", selection={**SELECTION, "candidates": 4, "asked": {"trials": 1}})
+    edit_run(task, tier="quick", selection={**SELECTION, "candidates": 4, "asked": {"trials": 4}})
     edit_run(task)
     sections, _ = read_task(task)
     assert sorted(len(section.rows) for section in sections) == [1, 1, 1, 1, 2]
@@ -175,6 +175,15 @@ def test_tiers_and_selections_do_not_share_a_table(task):
     selected = [f", tier quick, best of {count} by dclip" for count in (4, 540)]
     assert sorted(titles) == ["", ", tier paper", ", tier quick", *selected]
     assert {row["tier"] for row in csv.DictReader(io.StringIO(to_csv(sections)))} == {"", "quick", "paper"}
+
+
+def test_where_nothing_is_chosen_methods_may_differ_in_their_candidate(task):
+    """Guidance and skip of a lone candidate are settings of the method, and its published ones are its own."""
+    for name, guidance in (("m", 3), ("n", 15)):
+        asked = {"trials": 1, "grid": {"source_guidance": [1], "skip": [0], "guidance": [guidance]}}
+        edit_run(task, name, tier="published", selection={"candidates": 1, "metric": "dclip", "asked": asked})
+    (section,) = read_task(task)[0]
+    assert [row.label for row in section.rows] == ["m", "n"]
 
 
 def test_tables_of_the_same_images_have_pictures_of_their_own(task):

@@ -156,7 +156,7 @@ def test_an_expensive_run_asks_first(own):
     (["experiment=zero_shot_sd14"], "translate-text.json"),
     (["study=edit", "task=pets_edit", "protocol=pets_edit"], "choose tier=single, quick, paper, few or pets"),
     ([EDIT, "method=cyclediffusion,sdedit", "selection.grdi=1"], "selection has no setting grdi; choose one of grid"),
-    ([EDIT, "tier=slow"], "few, paper, pets, quick, single"),
+    ([EDIT, "tier=slow"], "equal_nfe, few, paper, pets, published, quick, single"),
     ([EDIT, "task.model.path=nowhere"], "nowhere"),
     ([EDIT, "protocol.clip.path=nowhere"], "nowhere"),
     ([EDIT, "data.source=nowhere.csv"], "nowhere.csv"),

@@ -3,9 +3,22 @@
 import copy
 import hashlib
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class NoiseSource(Protocol):
+    """The only randomness that a method may use; `Noise` in a run."""
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        """Standard normal noise with the shape, type and device of x (n, ...)."""
+        ...
+
+    def rows(self, start: int, stop: int) -> "NoiseSource":
+        """The source of the images start … stop - 1 of the batch."""
+        ...
 
 
 class Noise:

@@ -1,6 +1,7 @@
 """Paired evaluation: source and target at one level, in one batch where one network serves both."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -27,9 +28,18 @@ class Plan(Protocol):
         """
         ...
 
+    def blend(self, step: int, xs: Tensor, xt: Tensor) -> Tensor:
+        """The states xt after a step, with those of their sources xs where the edit has no part; xt if it is all."""
+        ...
+
 
 class Control(Protocol):
     """Settings of attention control; `cyclediff.attention_control.AttentionControl` in a run."""
+
+    @property
+    def blend(self) -> Any:
+        """Which part of an image an edit may change; None for all of it."""
+        ...
 
     def plan(self, sources: Sequence[Prompt], targets: Sequence[Prompt], length: int, num_steps: int) -> Plan:
         """The plan for pairs of prompts, on `length` token positions and `num_steps` steps."""
@@ -85,6 +95,16 @@ def paired_evaluation(
     return evaluate
 
 
+def for_attention(source: Denoiser) -> Denoiser:
+    """A denoiser for one whose attention is followed and whose prediction is not used: without the empty prompt.
+
+    Attention control follows rows under the source's own prompt, which do not depend on the others.
+    """
+    if not isinstance(source, GuidedDenoiser):
+        return source
+    return replace(source, scales=(1.0,) * len(source.scales), _contexts={})
+
+
 def plan_control(
     control: Control | None,
     source: Denoiser,
@@ -94,6 +114,8 @@ def plan_control(
 ) -> Plan | None:
     """Align the prompts of two denoisers for a sampler of `steps` steps; None for no control.
 
+    The sampler calls `Plan.blend` after each step.
+
     Args:
         control: attention control, if any.
         source: whose attention is followed.
@@ -102,7 +124,7 @@ def plan_control(
         owner: see `paired_evaluation`.
 
     Raises:
-        ValueError: if the denoisers have no prompts, or the source's own prompts are not evaluated.
+        ValueError: if the denoisers have no prompts, or prompts that are followed are not evaluated.
     """
     if control is None:
         return None
@@ -110,6 +132,8 @@ def plan_control(
         raise ValueError("attention control needs prompts; choose an editing task, or a method without it")
     if 0 in source.scales:
         raise ValueError("attention control follows the source prompt; its guidance scale must not be 0")
+    if control.blend is not None and 0 in target.scales:
+        raise ValueError("attention.blend follows the target prompt; its guidance scale must not be 0")
     of = dict(zip(owner, target.prompts, strict=True)) if owner else dict(enumerate(target.prompts))
     targets = [of[i] for i in range(len(source.prompts))]
     return control.plan(source.prompts, targets, source.context.shape[1], steps)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from cyclediff.diffusion.levels import CLEAN, Level
 
-Spacing = Literal["uniform", "latent", "leading", "respaced"]
+Spacing = Literal["uniform", "latent", "leading", "respaced", "lcm", "scheduler"]
+LCM_TIMESTEPS = 50
 
 
 class Schedule(Protocol):
@@ -52,7 +53,8 @@ class DiffusionSchedule:
     The last level is where the last step ends. With "uniform" and "respaced" spacing it is the clean image, as in the
     pixel-space codes. With "latent" it is timestep 0, as in latent diffusion's code (and in diffusers with
     set_alpha_to_one false): there the last step has noise, so it can be encoded too. With "leading" (diffusers with
-    steps_offset 0) timestep 0 is both where the last step begins and where it ends, so that step changes nothing.
+    steps_offset 0) timestep 0 is both where the last step begins and where it ends, so that step changes nothing. "lcm"
+    is for latent consistency models, and ends at the clean image.
 
     Args:
         alpha_bar: (num_train,) float64.
@@ -80,8 +82,12 @@ class DiffusionSchedule:
             timesteps, end = latent_timesteps(self.num_train, _number(steps, spacing)), self.at(0)
         elif spacing == "leading":
             timesteps, end = leading_timesteps(self.num_train, _number(steps, spacing)), self.at(0)
+        elif spacing == "lcm":
+            timesteps, end = lcm_timesteps(self.num_train, _number(steps, spacing)), CLEAN
         else:
-            raise ValueError(f"spacing must be uniform, latent, leading or respaced; got {spacing!r}")
+            raise ValueError(
+                f"spacing must be uniform, latent, leading, respaced or lcm with a diffusion model; got {spacing!r}"
+            )
         return [*(self.at(t) for t in timesteps.tolist()), end]
 
     def time(self, level: Level, x: Tensor) -> Tensor:
@@ -95,7 +101,9 @@ class FlowSchedule:
 
     A sampler visits equidistant u from 1 to 0, shifted towards the noise: sigma = shift u / (1 + (shift - 1) u) (arXiv
     2403.03206, Eq. 23). The first level has no signal. The last is the clean image, or with "latent" spacing sigma =
-    1 / num_train, so that the last step can be encoded.
+    1 / num_train, so that the last step can be encoded. "scheduler" spacing is that of diffusers'
+    FlowMatchEulerDiscreteScheduler, with which SD3 is sampled: u ends at the shifted 1 / num_train, not at 1 / steps.
+    So the low end is shifted twice.
 
     Args:
         shift: 1 leaves u as it is.
@@ -111,13 +119,20 @@ class FlowSchedule:
 
     def levels(self, steps: int | str, spacing: Spacing = "uniform") -> list[Level]:
         """See `Schedule`; "leading" and "respaced" are "uniform" here."""
+        if spacing not in ("uniform", "latent", "leading", "respaced", "scheduler"):
+            raise ValueError(f"spacing must be uniform, latent or scheduler with a flow; got {spacing!r}")
         number, end = _number(steps, "flow"), self.at(0) if spacing == "latent" else CLEAN
-        us = [1 - i / number for i in range(number)]
-        return [*(self._level(self.shift * u / (1 + (self.shift - 1) * u)) for u in us), end]
+        gap = 1 / number
+        if spacing == "scheduler" and number > 1:
+            gap = (1 - self._shifted(1 / self.num_train)) / (number - 1)
+        return [*(self._level(self._shifted(1 - i * gap)) for i in range(number)), end]
 
     def time(self, level: Level, x: Tensor) -> Tensor:
         """See `Schedule`; float32."""
         return torch.full((x.shape[0],), level.t, dtype=torch.float32, device=x.device)
+
+    def _shifted(self, u: float) -> float:
+        return self.shift * u / (1 + (self.shift - 1) * u)
 
     def _level(self, sigma: float) -> Level:
         return Level(1 - sigma, sigma, self.num_train * sigma)
@@ -223,6 +238,27 @@ def leading_timesteps(num_train: int, T: int) -> Tensor:
     if not 1 <= T <= num_train:
         raise ValueError(f"T must be between 1 and {num_train} with leading spacing; got {T}")
     return (torch.arange(T) * (num_train // T)).flip(0)
+
+
+def lcm_timesteps(num_train: int, T: int) -> Tensor:
+    """T of the 50 timesteps that latent consistency models are trained on (arXiv 2310.04378), as diffusers takes them.
+
+    The 50 are c - 1, 2 c - 1, … with a stride c of num_train // 50: 19, 39, …, 999 of 1000. Counted from the largest,
+    those with the numbers floor(50 m / T) are taken.
+
+    Returns:
+        int64 (T,), decreasing.
+
+    Raises:
+        ValueError: if T is not in 1 … 50, or num_train is less than 50.
+    """
+    if not 1 <= T <= LCM_TIMESTEPS <= num_train:
+        raise ValueError(
+            f"T must be between 1 and {LCM_TIMESTEPS} with lcm spacing, of {LCM_TIMESTEPS} or more training timesteps; "
+            f"got {T} of {num_train}"
+        )
+    number = LCM_TIMESTEPS * torch.arange(T) // T
+    return (LCM_TIMESTEPS - number) * (num_train // LCM_TIMESTEPS) - 1
 
 
 def respaced_timesteps(num_train: int, spacing: str | int) -> Tensor:

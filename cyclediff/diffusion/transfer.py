@@ -7,62 +7,58 @@ the target's sampler adds it:
 
     method                      path of the source       sigma           lambda
     CycleDiffusion              chain                    sigma(eta)      1
-    edit-friendly inversion     independent              eta 1           1
-    DDCM (InfEdit)              independent              b_s             1
+    edit-friendly inversion     independent              sigma(1)        1
+    DDCM (InfEdit)              chain                    b_s             1, and the path is then independent too
+    LEDITS++                    independent              sigma(1), with a step of second order   1
     FlowEdit                    independent, of a flow   0               1
     direct inversion            DDIM inversion           0               0, and the source stays on its path
 
-With lambda 1, y_s = x_s + mean_target(y_t) - mean_source(x_t): no code is stored, and no small sigma is divided by.
+Here lambda is 1. Then the difference d = y - x is all that a step needs to know of the last one:
+
+    d_s = mean_target(x_t + d_t) - mean_source(x_t)          d_start = 0
+
+No code is stored, and nothing is divided by a small sigma.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser
 from cyclediff.diffusion.levels import Level
+from cyclediff.diffusion.noise import NoiseSource
 from cyclediff.diffusion.paired import Plan, paired_evaluation
+from cyclediff.diffusion.schedule import Spacing
 from cyclediff.diffusion.steps import mean, posterior_step, q_sample, transitions
-from cyclediff.method import NoiseSource
 
 Sigma = Callable[[Level, Level], float]  # (t, s) → standard deviation of the noise of a step
+Path = Callable[[Tensor, Tensor, Level, Level, float, NoiseSource], Tensor]  # see `chain` and `independent`
 
 
-class SourcePath(Protocol):
-    """How the states of the source are drawn; x0 and states are (n, c, h, w)."""
+def chain(x0: Tensor, xt: Tensor, t: Level, s: Level, sigma: float, noise: NoiseSource) -> Tensor:
+    """x_s ~ q_sigma(x_s | x_t, x0): each state follows from the last one (DPM-Encoder, arXiv 2210.05559).
 
-    def start(self, x0: Tensor, t: Level, noise: NoiseSource) -> Tensor:
-        """The first state, at the noisiest level."""
-        ...
-
-    def next(self, x0: Tensor, xt: Tensor, t: Level, s: Level, sigma: float, noise: NoiseSource) -> Tensor:
-        """The state at level s after that at level t."""
-        ...
+    Draws nothing where the step has no noise. x0, xt and the result are (n, c, h, w).
+    """
+    return posterior_step(xt, x0, t, s, sigma, noise.randn_like(x0) if sigma else 0.0)
 
 
-class Chain:
-    """x_s ~ q_sigma(x_s | x_t, x0): each state follows from the last one (DPM-Encoder, arXiv 2210.05559)."""
-
-    def start(self, x0: Tensor, t: Level, noise: NoiseSource) -> Tensor:
-        """See `SourcePath`."""
-        return q_sample(x0, t, noise.randn_like(x0))
-
-    def next(self, x0: Tensor, xt: Tensor, t: Level, s: Level, sigma: float, noise: NoiseSource) -> Tensor:
-        """See `SourcePath`; draws nothing where the step has no noise."""
-        return posterior_step(xt, x0, t, s, sigma, noise.randn_like(x0) if sigma else 0.0)
-
-
-class Independent:
+def independent(x0: Tensor, xt: Tensor, t: Level, s: Level, sigma: float, noise: NoiseSource) -> Tensor:
     """x_s ~ q(x_s | x0): each state has noise of its own (edit-friendly inversion, arXiv 2304.06140)."""
+    return q_sample(x0, s, noise.randn_like(x0))
 
-    def start(self, x0: Tensor, t: Level, noise: NoiseSource) -> Tensor:
-        """See `SourcePath`."""
-        return q_sample(x0, t, noise.randn_like(x0))
 
-    def next(self, x0: Tensor, xt: Tensor, t: Level, s: Level, sigma: float, noise: NoiseSource) -> Tensor:
-        """See `SourcePath`; draws nothing for the image itself."""
-        return q_sample(x0, s, noise.randn_like(x0)) if s.b else x0
+def shared_levels(source: Denoiser, target: Denoiser, steps: int | str, spacing: Spacing) -> list[Level]:
+    """The levels that the samplers of both models visit, from noisy to clean.
+
+    Raises:
+        ValueError: if they differ: a residual of one sampler is then none of the other.
+    """
+    levels = target.schedule.levels(steps, spacing)
+    if source.schedule.levels(steps, spacing) != levels:
+        raise ValueError("source and target must have the same noise levels; choose models of one schedule")
+    return levels
 
 
 def transfer(
@@ -70,38 +66,46 @@ def transfer(
     source: Denoiser,
     target: Denoiser,
     levels: Sequence[Level],
-    path: SourcePath,
+    path: Path,
     sigma: Sigma,
     noise: NoiseSource,
+    start: Level | None = None,
     keep_last: bool = True,
+    draws: int = 1,
     plan: Plan | None = None,
 ) -> Tensor:
-    """Translate x0 with lambda 1.
+    """Translate x0 with lambda 1; memory does not grow with the number of steps.
 
     The path ends at x0, also where the last level has noise, so source = target returns x0.
 
     Args:
         x0: (n, c, h, w).
-        source: denoiser of the source, with the schedule of the target.
+        source: denoiser of the source.
         target: denoiser of the target.
-        levels: from noisy to clean.
+        levels: of both, from noisy to clean.
         path: of the source.
         sigma: of a step.
-        noise: source of randomness, as the path draws from it.
-        keep_last: add the residual of the last step; without it the result is the last step's mean, and not exact.
-        plan: of attention control.
+        noise: source of randomness; a draw for the start of a path, then as the path draws, but none for its end.
+        start: level at which a path starts, if not the first.
+        keep_last: add the residual of the last step. Without it the result is the last step's mean, and not exact.
+        draws: number of paths, whose differences are averaged in each step.
+        plan: of attention control; with one path.
 
     Returns:
         The translation, same shape, not clamped.
     """
-    steps = transitions(levels)
-    xs = xt = path.start(x0, levels[0], noise)
     evaluate = paired_evaluation(source, target, plan)
+    xs = [q_sample(x0, start or levels[0], noise.randn_like(x0)) for _ in range(draws)]
+    d, steps = torch.zeros_like(x0), transitions(levels)
     for step, (t, s) in enumerate(steps):
         std, last = sigma(t, s), step == len(steps) - 1
-        seen_s, seen_t = evaluate(xs, xt, t, step)
-        after = x0 if last else path.next(x0, xs, t, s, std, noise)
         if last and not keep_last:
-            return mean(seen_t, s, std)
-        xs, xt = after, after + mean(seen_t, s, std) - mean(seen_s, s, std)
-    return xt
+            seen = [evaluate(x, x + d, t, step)[1] if plan else target(x + d, t) for x in xs]
+            out = torch.stack([mean(of_target, s, std) for of_target in seen]).mean(0)
+            return plan.blend(step, x0, out) if plan else out
+        pairs = [evaluate(x, x + d, t, step) for x in xs]
+        d = torch.stack([mean(of_target, s, std) - mean(of_source, s, std) for of_source, of_target in pairs]).mean(0)
+        xs = [x0 if last else path(x0, x, t, s, std, noise) for x in xs]
+        if plan:
+            d = plan.blend(step, xs[0], xs[0] + d) - xs[0]
+    return x0 + d

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from cyclediff.errors import UserError
 from eval.records import MetricRecord, RunRecord, ScoresRecord, list_scores, read_run, read_scores, untrained
+from eval.report.labels import choice_of
 
 UNSENT = ("paths", "paper", "logger")  # of the configuration: no fact about the run
 FAITHFULNESS, REALISM = ("psnr", "ssim"), ("fid", "dclip")  # axes of the trade-off; the first that a run has is taken
@@ -206,6 +207,6 @@ def _finished(task_folder: Path) -> list[tuple[Path, RunRecord, ScoresRecord]]:
 def _comparable(run: RunRecord, scores: ScoresRecord, x: str, y: str) -> Sequence[Any]:
     """What runs in one chart share: images, protocols, selection, and whether their numbers are real."""
     protocols = [scores["metrics"][key]["protocol"] if key in scores["metrics"] else None for key in (x, y)]
-    asked = json.dumps((run.get("selection") or {}).get("asked"), sort_keys=True)
+    asked = json.dumps(choice_of(run), sort_keys=True)
     reference = json.dumps(scores["reference"], sort_keys=True)
     return run["data"]["digest"], protocols, reference, run.get("tier"), asked, bool(untrained(run, scores))

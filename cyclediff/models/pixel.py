@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser
-from cyclediff.method import NoiseSource
+from cyclediff.diffusion.noise import NoiseSource
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from cyclediff.diffusion.denoiser import GuidedDenoiser, Network, Parametrization
+from cyclediff.diffusion.noise import NoiseSource
 from cyclediff.diffusion.prompt import Prompt
 from cyclediff.diffusion.schedule import Schedule
-from cyclediff.method import NoiseSource
 from cyclediff.models.inference import DTYPES, require_known
 
 _NUMBERS = count()

@@ -35,6 +35,7 @@ CANNOT_CHANGE = {  # pattern of settings → why they can change neither artifac
     "confirm_above": "asks before a long run",
     "allow_code_change": "keeps what other code has made; run.json says so",
     "paper.*": "published numbers, shown beside ours",
+    "published.*": "selection.grid takes from it what belongs to the method",
     "claims": "sentences that are judged by the numbers",
 }
 

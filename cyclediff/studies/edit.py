@@ -154,7 +154,8 @@ class Edit:
         from cyclediff.studies.editing import require_patience
 
         shared = self.cfg.selection.shared_encoding
-        rows = count_rows(self.method, self.model.schedule, self.grid, execution.batch_size, shared)
+        with user_errors():
+            rows = count_rows(self.method, self.model.schedule, self.grid, execution.batch_size, shared)
         distributed.from_first(
             lambda: require_patience(self.cfg, self.model, self.device, self.parts, rows, missing, execution.batch_size)
         )
@@ -208,12 +209,13 @@ class Edit:
         return Grid(selection["trials"], **{key: tuple(values) for key, values in selection["grid"].items()})
 
     def _require_words(self) -> None:
-        """Require that the words that attention control names are in the target texts, where they do something."""
+        """Require that the words that attention control names are in the texts, where they do something."""
         from cyclediff.attention_control import AttentionControl
 
         if self.cfg.method.get("attention") and isinstance(self.method.attention, AttentionControl):
+            sources, targets = zip(*self.texts.values(), strict=True)
             with user_errors():
-                self.method.attention.require_words([target for _, target in self.texts.values()])
+                self.method.attention.require_words(targets, sources)
 
     def _read_texts(self, ranking: "ClipScorer") -> None:
         """Warn of what the CLIP that ranks candidates cannot read, before the slow part."""

@@ -83,13 +83,14 @@ def judge_claims(claims: Sequence[Mapping[str, Any]], rows: Sequence[TableRow]) 
 
     Args:
         claims: each with text, method, than (another method), and better: metrics in which the first is the better one.
+            A method is its name, or a mapping of its name (`method`) and some of its settings.
         rows: of one table.
     """
     return [_judge(claim, rows) for claim in claims]
 
 
 def _judge(claim: Mapping[str, Any], rows: Sequence[TableRow]) -> Verdict:
-    sides = [[row for row in rows if row.method == claim[side]] for side in ("method", "than")]
+    sides = [[row for row in rows if _is_meant(row, claim[side])] for side in ("method", "than")]
     if any(len(side) != 1 for side in sides):
         return Verdict(claim["text"], "undecided", None)
     one, other = sides[0][0], sides[1][0]
@@ -105,6 +106,12 @@ def _judge(claim: Mapping[str, Any], rows: Sequence[TableRow]) -> Verdict:
     support = holds.mean().item()
     verdict = "holds" if support >= SURE else "fails" if support <= 1 - SURE else "undecided"
     return Verdict(claim["text"], verdict, support)
+
+
+def _is_meant(row: TableRow, side: str | Mapping[str, Any]) -> bool:
+    wanted = {"method": side} if isinstance(side, str) else side
+    own = {**row.run["identity"].get("method", {}), "method": row.method}
+    return all(key in own and own[key] == value for key, value in wanted.items())
 
 
 def _pairs(one: TableRow, other: TableRow, key: str) -> bool:

@@ -1,5 +1,6 @@
 """Names of rows: the method, and the settings in which its runs differ."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,13 @@ def best_of(run: RunRecord) -> str:
     if not selection or selection["candidates"] == 1:
         return ""
     return f"best of {selection['candidates']} by {selection['metric']}"
+
+
+def choice_of(run: RunRecord) -> Any:
+    """The candidates of which a run keeps the best; None where it makes one, and nothing is chosen."""
+    asked = (run.get("selection") or {}).get("asked")
+    many = asked and asked["trials"] * math.prod(map(len, asked.get("grid", {}).values())) > 1
+    return asked if many else None
 
 
 def _differing(rows: Sequence[TableRow]) -> list[list[str]]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from eval.records import DataRecord, untrained
 from eval.report.comparison import Verdict, judge_claims, mark
-from eval.report.labels import best_of, label_rows
+from eval.report.labels import best_of, choice_of, label_rows
 from eval.report.paper import LEVELS, Paper, agrees, explain, read_paper
 from eval.report.rows import Entry, Running, TableRow, canonical, group_seeds, merge_seeds, read_entries
 
@@ -145,9 +145,8 @@ def _kind(entry: Entry) -> Any:
     """What the rows of one table share."""
     run, scores = entry.run, entry.scores
     protocols = {key: metric["protocol"] for key, metric in scores["metrics"].items()}
-    asked = (run.get("selection") or {}).get("asked")
     about = [run["study"], run["data"]["digest"], scores["protocol"], protocols, scores["reference"], run.get("tier")]
-    return canonical([*about, asked, bool(untrained(run, scores))])
+    return canonical([*about, choice_of(run), bool(untrained(run, scores))])
 
 
 def _read_claims(task_folder: Path) -> list[dict[str, Any]]:
