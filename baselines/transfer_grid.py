@@ -28,8 +28,8 @@ class TransferGrid:
     Args:
         T: number of timesteps of the sampler.
         t0: how many of them, from the clean end, are run.
-        path: of the source: "chain" (CycleDiffusion), "independent" (edit-friendly inversion, FlowEdit), or "ddim"
-            (DDIM inversion: DDIB, direct inversion).
+        source_path: states of the source: "chain" (CycleDiffusion), "independent" (edit-friendly inversion, FlowEdit),
+            or "ddim" (DDIM inversion: DDIB, direct inversion).
         sigma: noise of a step: eta of DDIM from 0 to 1, or "full": as much as the level has (DDCM).
         residual: add what the source's step misses of its path; False adds fresh noise (SDEdit with "chain", DDIB with
             "ddim" and sigma 0).
@@ -39,7 +39,7 @@ class TransferGrid:
 
     T: int
     t0: int
-    path: Literal["chain", "independent", "ddim"]
+    source_path: Literal["chain", "independent", "ddim"]
     sigma: float | Literal["full"]
     residual: bool
     spacing: Spacing = "latent"
@@ -52,8 +52,8 @@ class TransferGrid:
     def __post_init__(self):
         if not 1 <= self.t0 <= self.T:
             raise ValueError(f"t0 must be between 1 and T = {self.T}; got {self.t0}")
-        if self.path not in (*PATHS, "ddim"):
-            raise ValueError(f"path must be chain, independent or ddim; got {self.path!r}")
+        if self.source_path not in (*PATHS, "ddim"):
+            raise ValueError(f"source_path must be chain, independent or ddim; got {self.source_path!r}")
         if self.sigma != "full" and not (isinstance(self.sigma, int | float) and 0 <= self.sigma <= 1):
             raise ValueError(f"sigma must be full, or from 0 to 1; got {self.sigma!r}")
 
@@ -65,7 +65,7 @@ class TransferGrid:
     def __call__(self, x0: Tensor, source: Denoiser, target: Denoiser, noise: NoiseSource) -> Tensor:
         """Translate x0 (n, c, h, w)."""
         levels = shared_levels(source, target, self.T, self.spacing)[-self.t0 - 1 :]
-        inverted = inversion(x0, source, levels) if self.path == "ddim" else []
+        inverted = inversion(x0, source, levels) if self.source_path == "ddim" else []
         xs = xt = inverted.pop() if inverted else q_sample(x0, levels[0], noise.randn_like(x0))
         evaluate, steps = paired_evaluation(source, target), transitions(levels)
         for step, (t, s) in enumerate(steps):
@@ -77,7 +77,7 @@ class TransferGrid:
             if step == len(steps) - 1:
                 after = x0
             else:
-                after = inverted.pop() if inverted else PATHS[self.path](x0, xs, t, s, std, noise)
+                after = inverted.pop() if inverted else PATHS[self.source_path](x0, xs, t, s, std, noise)
             xs, xt = after, after + mean(seen_t, s, std) - mean(seen_s, s, std)
         return xt
 

@@ -25,12 +25,12 @@ WORDS = (  # settings with a few allowed words, or sentences: none of them is a 
     "batch_size", "device", "dtype", "logger.mode", "noise.device", "selection.metric", "tier", "protocol.resize",
     "protocol.lpips.net", "paper.*", "*._target_", "*._convert_", "*.dtype", "*.spacing", "*.variance", "*.schedule",
     "*.attention_order", "*.timesteps", "*.attention.mode", "method.similarity_?",
-    "method.path", "method.base", "method.masks",
+    "method.source_path", "method.base", "method.masks",
 )  # fmt: skip
 
 NO_TEXT = (  # settings that are null, and otherwise a number, a word or a group
-    "*.limit", "*.size", "*compile_mode", "tier", "selection", "*attention", "*.weights", "*.features",
-    "*.clip", "*.lpips",
+    "*.limit", "*.size", "*compile_mode", "tier", "selection", "*attention", "*.weights", "*.blend", "*.cooldown",
+    "*.features", "*.clip", "*.lpips",
 )  # fmt: skip
 
 

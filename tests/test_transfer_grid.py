@@ -72,10 +72,10 @@ def test_fresh_noise_samples_the_target(sides):
     ("settings", "message"),
     [
         ({"t0": 0}, "t0 must be between 1 and T = 20; got 0"),
-        ({"path": "line"}, "path must be chain, independent or ddim; got 'line'"),
+        ({"source_path": "line"}, "source_path must be chain, independent or ddim; got 'line'"),
         ({"sigma": 1.5}, "sigma must be full, or from 0 to 1; got 1.5"),
     ],
 )
 def test_impossible_settings(settings, message):
     with pytest.raises(ValueError, match=message):
-        TransferGrid(**{"T": 20, "t0": 15, "path": "chain", "sigma": 0.1, "residual": True, **settings})
+        TransferGrid(**{"T": 20, "t0": 15, "source_path": "chain", "sigma": 0.1, "residual": True, **settings})
