@@ -17,7 +17,7 @@ check: .venv/test
 
 parity: .venv/test
 	$(BIN)/python -m pytest -n 0 tests/test_golden*.py tests/test_clip.py tests/test_attention_control.py \
-	    tests/test_text_to_image.py --parity docs/parity.md
+	    tests/test_text_to_image.py tests/test_flow_model.py --parity docs/parity.md
 
 bench: .venv/test
 	$(BIN)/python scripts/benchmark.py

@@ -54,7 +54,7 @@ class DirectInversion:
 def invert(x0: Tensor, source: Denoiser, levels: Sequence[Level]) -> list[Tensor]:
     """The path of x0 under DDIM's ODE, from the clean end up.
 
-    In each step the network is told the timestep of the level above its state, as in the official code.
+    In each step the network is given the timestep of the level above its state, as in the official code.
 
     Args:
         x0: (n, c, h, w).

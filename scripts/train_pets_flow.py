@@ -29,7 +29,7 @@ from cyclediff.data.images import to_pil, to_uint8
 
 SEED = 88  # of order and noise; the data are those of the diffusion model
 FLOW = WEIGHTS / "text_to_image_flow"
-TRAIN_TIMESTEPS = 1000  # the network is told 1000 sigma
+TRAIN_TIMESTEPS = 1000  # the network is given 1000 sigma
 STEPS = 6000
 CAPTIONS = (
     "a photo of a cat", "a photo of a dog", "a ginger dog looking left", "a black cat on a hill", "", "a grey cat",

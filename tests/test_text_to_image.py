@@ -1,11 +1,9 @@
 """Text-to-image models: loading, prompts, guidance, and equality with diffusers' pipelines under the same noise."""
 
 import logging
-import shutil
 import warnings
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -15,7 +13,6 @@ from diffusers import (
     CycleDiffusionPipeline,
     DDIMScheduler,
     DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
     LDMTextToImagePipeline,
     StableDiffusionImg2ImgPipeline,
     UNet2DConditionModel,
@@ -327,33 +324,3 @@ def test_a_hub_id_without_network(monkeypatch):
 def test_wrong_dtype():
     with pytest.raises(UserError, match="float32, bfloat16, float16; got int8"):
         load_text_to_image("anything", dtype="int8")
-
-
-def test_a_flow_is_sampled_as_diffusers_scheduler_does(tmp_path, folder, parity):
-    """A folder with a flow-matching scheduler: Euler steps under guidance, against diffusers' own scheduler object."""
-    flow = Path(shutil.copytree(folder, tmp_path / "flow"))
-    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(flow / "scheduler")
-    model = load_text_to_image(str(flow))
-    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    levels, denoiser = model.schedule.levels(8), model.condition([SOURCE, TARGET], 2.5)
-    ours = sample(x, denoiser, levels)
-    theirs = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    theirs.set_timesteps(8, sigmas=[1 - i / 8 for i in range(8)])
-    both = torch.cat((denoiser.empty.expand(2, -1, -1), denoiser.context))
-    for t in theirs.timesteps:
-        without, under = model.unet(torch.cat((x, x)), t.expand(4), both).sample.chunk(2)
-        x = theirs.step(without + 2.5 * (under - without), t, x, return_dict=False)[0]
-    parity("diffusers", "FlowMatchEulerDiscreteScheduler, latents", ours, x)
-
-
-def test_cyclediffusion_on_a_flow_returns_the_latent_under_one_prompt(tmp_path, folder):
-    flow = Path(shutil.copytree(folder, tmp_path / "flow"))
-    FlowMatchEulerDiscreteScheduler().save_pretrained(flow / "scheduler")
-    model, noise = load_text_to_image(str(flow)), Noise(1, ["a", "b"])
-    x0 = model.encode(IMAGE, noise)
-    for T_es in (20, 14):
-        method = CycleDiffusion(T=20, T_es=T_es, eta=0.1, spacing="latent")
-        same = method(x0, model.condition([SOURCE] * 2), model.condition([SOURCE] * 2), noise)
-        assert (same - x0).abs().max() < 1e-5 * max(1, x0.abs().max())
-        other = method(x0, model.condition([SOURCE] * 2), model.condition([TARGET] * 2, 3.0), noise)
-        assert (other - x0).abs().max() > 0.01

@@ -17,7 +17,7 @@ class Level:
     Args:
         a: factor of x0, from 0 (no signal) to 1.
         b: factor of eps, from 0 (no noise) up.
-        t: what the network is told.
+        t: the time that the network is given.
     """
 
     a: float

@@ -22,7 +22,7 @@ class Schedule(Protocol):
 
     @property
     def num_train(self) -> int:
-        """Number of timesteps that the model was trained on; levels are told in these units."""
+        """Number of timesteps that the model was trained on; times are in these units."""
         ...
 
     def at(self, t: int) -> Level:
@@ -42,7 +42,7 @@ class Schedule(Protocol):
         ...
 
     def time(self, level: Level, x: Tensor) -> Tensor:
-        """What the network is told of a level, for each image of x: (n,)."""
+        """The time that the network is given at a level, for each image of x: (n,)."""
         ...
 
 
@@ -97,7 +97,7 @@ class DiffusionSchedule:
 
 @dataclass(frozen=True)
 class FlowSchedule:
-    """The levels of a rectified flow (arXiv 2209.03003): a = 1 - sigma, b = sigma; the network is told num_train sigma.
+    """The levels of a rectified flow (arXiv 2209.03003): a = 1 - sigma, b = sigma, and the time is num_train sigma.
 
     A sampler visits equidistant u from 1 to 0, shifted towards the noise: sigma = shift u / (1 + (shift - 1) u) (arXiv
     2403.03206, Eq. 23). The first level has no signal. The last is the clean image, or with "latent" spacing sigma =
@@ -107,7 +107,7 @@ class FlowSchedule:
 
     Args:
         shift: 1 leaves u as it is.
-        num_train: units of the time that the network is told.
+        num_train: units of the time that the network is given.
     """
 
     shift: float = 1.0

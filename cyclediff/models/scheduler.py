@@ -42,7 +42,11 @@ SAMPLER = {
     "lambda_min_clipped", "interpolation_type", "timestep_type", "sigma_min", "sigma_max", "flow_shift",
     "time_shift_type", "sigma_data",
 }  # fmt: skip
-MUST_BE_OFF = {"use_flow_sigmas", "use_dynamic_shifting", "shift_terminal"}  # these change what the network is told
+MUST_BE_OFF = {
+    "use_flow_sigmas",
+    "use_dynamic_shifting",
+    "shift_terminal",
+}  # these change the time that the network is given
 FLOW = "FlowMatchEulerDiscreteScheduler"
 OF_FLOWS = {
     "num_train_timesteps", "shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
