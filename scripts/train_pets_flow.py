@@ -19,6 +19,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from rich.progress import track
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from train_pets import WEIGHTS, write_card
 from train_pets_text import DROPPED, MODEL, SEEDS, captions, dataset, tokenize
@@ -47,7 +48,11 @@ def shared_parts() -> tuple[Any, Any, Any]:
 
 def start() -> nn.Module:
     """The diffusion model's UNet, in float32."""
-    return UNet2DConditionModel.from_pretrained(MODEL / "unet", torch_dtype=torch.float32)
+    config: Any = UNet2DConditionModel.load_config(MODEL / "unet")
+    network: Any = UNet2DConditionModel.from_config(config)
+    state = load_file(MODEL / "unet" / "diffusion_pytorch_model.safetensors")
+    network.load_state_dict({key: value.float() for key, value in state.items()})
+    return network  # from_pretrained would write the place of its folder into the new one
 
 
 def train(batch: int = 32, lr: float = 7e-4) -> None:

@@ -70,7 +70,7 @@ def sd3_denoiser(case: str, side: str) -> GuidedDenoiser:
 
 
 def flux_denoiser(case: str, side: str) -> NetworkDenoiser:
-    """FLUX, which is told its guidance scale; it works on packed latents."""
+    """FLUX, which is given its guidance scale; it works on packed latents."""
     config, data = cases(NAME)[case], golden(NAME)
 
     def network(x, t):
@@ -129,8 +129,8 @@ def test_levels(case):
     sigmas = torch.tensor([level.b for level in levels], dtype=torch.float64)
     assert (sigmas - data[f"{case}.sigmas"].double()).abs().max() < 2e-7
     times = torch.tensor([level.t for level in levels[:-1]], dtype=torch.float64)
-    told = data[f"{case}.timesteps"].double()
-    assert (times - told).abs().max() < 2e-4
+    stated = data[f"{case}.timesteps"].double()
+    assert (times - stated).abs().max() < 2e-4
 
 
 @pytest.mark.parametrize("case", SD3 + FLUX)

@@ -146,3 +146,8 @@ def test_wrong_weights_are_named():
         match=r"file\.x does not fit .*: 1 missing \(bias\); 1 of another shape \(weight \(2, 2\) for \(3, 2\)\)",
     ):
         load_weights(network, {"weight": torch.zeros(2, 2)}, "file.x")
+
+
+def test_no_file_of_weights_says_where_it_was_made():
+    for path in WEIGHTS.rglob("*.json"):
+        assert "_name_or_path" not in path.read_text(), path
