@@ -1,5 +1,6 @@
 """Which part of the images this process has, where torchrun started several."""
 
+import atexit
 import os
 from typing import Any
 
@@ -10,6 +11,7 @@ def start() -> None:
     """Join the processes that torchrun started, if it started any; they exchange results on the CPU."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("gloo")
+        atexit.register(dist.destroy_process_group)  # else its threads can abort the interpreter as it ends
 
 
 def rank() -> int:

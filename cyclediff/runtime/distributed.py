@@ -3,6 +3,7 @@
 Processes exchange small Python objects only, so they meet on the CPU (gloo), whatever the networks run on.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -197,4 +198,5 @@ def _join() -> _Group:
     from torch import distributed
 
     distributed.init_process_group("gloo", store=_store(), rank=rank(), world_size=world(), timeout=EXCHANGE)
+    atexit.register(distributed.destroy_process_group)  # else its threads can abort the interpreter as it ends
     return _Group(_store(), distributed.new_group(timeout=WORK))
