@@ -41,6 +41,7 @@ class DDCM:
     conditions = frozenset({"none", "text"})
     starts_at = "t0"
     inverts = False
+    takes_region = True
 
     def __post_init__(self):
         if not 1 <= self.t0 <= self.T:

@@ -1,6 +1,7 @@
 """DDIB, dual diffusion implicit bridges (arXiv 2203.08382): invert with the source's ODE, sample with the target's."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from cyclediff.diffusion.denoiser import Denoiser
 from cyclediff.diffusion.levels import CLEAN, NOISE, Level
 from cyclediff.diffusion.noise import NoiseSource
-from cyclediff.diffusion.paired import Control, paired_evaluation, plan_control
+from cyclediff.diffusion.paired import Control, has_region, inside_region, paired_evaluation, plan_control
 from cyclediff.diffusion.schedule import Spacing, count_respaced
 from cyclediff.diffusion.steps import ddim_step, transitions, truth
 
@@ -34,6 +35,7 @@ class DDIB:
     needs = frozenset({"source", "target"})
     starts_at = None
     inverts = False
+    takes_region = True
 
     @property
     def conditions(self) -> frozenset[str]:
@@ -47,10 +49,12 @@ class DDIB:
 
     def __call__(self, x0: Tensor, source: Denoiser, target: Denoiser, noise: NoiseSource) -> Tensor:
         """Translate x0 (n, c, h, w); draws no noise."""
-        latent = invert(x0, source, self._levels(source))
-        levels = self._levels(target)
+        states: deque[Tensor] = deque(maxlen=None if has_region(target) else 1)  # only these edits need the way back
+        states.extend(ascend(x0, source, self._levels(source)))
+        levels, latent = self._levels(target), states[-1]
+        kept = [*list(states)[len(levels) - 3 :: -1], x0] if has_region(target) else []
         if not self.attention:
-            return sample(latent, target, levels, self.clip_denoised)
+            return sample(latent, target, levels, self.clip_denoised, kept)
         steps = transitions(levels)
         plan = plan_control(self.attention, source, target, len(steps))
         evaluate = paired_evaluation(source, target, plan)
@@ -58,6 +62,7 @@ class DDIB:
         for step, (t, s) in enumerate(steps):
             xs, xt = (ddim_step(seen, s) for seen in evaluate(xs, xt, t, step))
             xt = plan.blend(step, xs, xt) if plan else xt
+            xt = inside_region(target, xt, kept[step]) if kept else xt
         return xt
 
     def _levels(self, model: Denoiser) -> list[Level]:
@@ -80,15 +85,28 @@ def invert(x0: Tensor, source: Denoiser, levels: Sequence[Level]) -> Tensor:
     Returns:
         The latent, (n, c, h, w).
     """
-    x, ascending = x0, [level for level in reversed(levels[:-1])]
+    return deque(ascend(x0, source, levels), maxlen=1)[0]
+
+
+def ascend(x0: Tensor, source: Denoiser, levels: Sequence[Level]) -> Iterator[Tensor]:
+    """The states of `invert`, (n, c, h, w) each, from x0 at the lowest level up to the latent."""
+    ascending = [level for level in reversed(levels[:-1])]
     if levels[-1] == CLEAN and levels[0].a > 0:
         ascending.append(NOISE)
+    x = x0
+    yield x
     for lower, higher in transitions(ascending):
         x = ddim_step(source(x, lower), higher)
-    return x
+        yield x
 
 
-def sample(latent: Tensor, target: Denoiser, levels: Sequence[Level], clip_denoised: bool = False) -> Tensor:
+def sample(
+    latent: Tensor,
+    target: Denoiser,
+    levels: Sequence[Level],
+    clip_denoised: bool = False,
+    kept: Sequence[Tensor] = (),
+) -> Tensor:
     """DDIM's ODE from a latent down to the image (Algorithm 1, last line).
 
     Args:
@@ -96,12 +114,14 @@ def sample(latent: Tensor, target: Denoiser, levels: Sequence[Level], clip_denoi
         target: denoiser of the target domain.
         levels: from noisy to clean.
         clip_denoised: clamp x0_hat to [-1, 1]; eps is then that of the clamped x0_hat.
+        kept: what is outside the target's region after each step.
 
     Returns:
         The image, (n, c, h, w), not clamped.
     """
     x = latent
-    for t, s in transitions(levels):
+    for step, (t, s) in enumerate(transitions(levels)):
         seen = target(x, t)
         x = ddim_step(truth(x, seen.x0.clamp(-1, 1), t) if clip_denoised else seen, s)
+        x = inside_region(target, x, kept[step]) if kept else x
     return x

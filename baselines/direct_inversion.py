@@ -8,7 +8,7 @@ from torch import Tensor
 from cyclediff.diffusion.denoiser import Denoiser
 from cyclediff.diffusion.levels import Level
 from cyclediff.diffusion.noise import NoiseSource
-from cyclediff.diffusion.paired import Control, Plan, for_attention, paired_evaluation, plan_control
+from cyclediff.diffusion.paired import Control, Plan, for_attention, inside_region, paired_evaluation, plan_control
 from cyclediff.diffusion.schedule import Spacing
 from cyclediff.diffusion.steps import ddim_step, transitions
 
@@ -34,6 +34,7 @@ class DirectInversion:
     conditions = frozenset({"text"})
     starts_at = None
     inverts = False
+    takes_region = True
 
     def __post_init__(self):
         if self.T < 1:
@@ -95,5 +96,5 @@ def sample(
         xs = path.pop()
         seen = evaluate(xs, xt, t, step)[1] if plan else target(xt, t)
         xt = ddim_step(seen, s)
-        xt = plan.blend(step, path[-1], xt) if plan else xt
+        xt = inside_region(target, plan.blend(step, path[-1], xt) if plan else xt, path[-1])
     return xt

@@ -45,6 +45,7 @@ class EditFriendly:
     needs = frozenset({"source", "target"})
     starts_at = "t0"
     inverts = False
+    takes_region = True
 
     def __post_init__(self):
         if not 1 <= self.t0 <= self.T:

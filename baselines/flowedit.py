@@ -8,6 +8,7 @@ from torch import Tensor
 from cyclediff.diffusion.denoiser import Denoiser
 from cyclediff.diffusion.levels import Level
 from cyclediff.diffusion.noise import NoiseSource
+from cyclediff.diffusion.paired import inside_region
 from cyclediff.diffusion.schedule import Spacing
 from cyclediff.diffusion.steps import ddim_step, q_sample, transitions
 from cyclediff.diffusion.transfer import independent, shared_levels, transfer
@@ -39,6 +40,7 @@ class FlowEdit:
     conditions = frozenset({"none", "text"})
     starts_at = "n_max"
     inverts = False
+    takes_region = True
 
     def __post_init__(self):
         if not 1 <= self.n_max <= self.T:
@@ -92,7 +94,8 @@ def flowedit(
     edited = transfer(x0, source, target, first, independent, lambda t, s: 0.0, noise, draws=n_avg)
     if n_min == 0:
         return edited
-    x = q_sample(x0, first[-1], noise.randn_like(x0)) + edited - x0
+    e = noise.randn_like(x0)
+    x = q_sample(x0, first[-1], e) + edited - x0
     for t, s in transitions(levels[-n_min - 1 :]):
-        x = ddim_step(target(x, t), s)
+        x = inside_region(target, ddim_step(target(x, t), s), q_sample(x0, s, e))
     return x

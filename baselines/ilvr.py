@@ -40,6 +40,7 @@ class ILVR:
     conditions = frozenset({"none"})
     starts_at = None
     inverts = False
+    takes_region = False
 
     @property
     def num_steps(self) -> int:

@@ -63,6 +63,7 @@ class LEDITSpp:
     conditions = frozenset({"text"})
     starts_at = "T_es"
     inverts = False
+    takes_region = True
 
     def __post_init__(self):
         if not 1 <= self.T_es <= self.T:
@@ -98,7 +99,8 @@ class LEDITSpp:
         predict = predictions_under(base, [_under(target, 1.0)], None if self.masks == "noise" else self.queries)
         code = encode(x0, base, levels, noise)
         concepts = [self._concept(target.scales[: len(x0)])]
-        return edit(code, predict, levels, concepts, self.masks, first_order_below=self.first_order_below)
+        region = None if target.region is None else target.region.to(x0)
+        return edit(code, predict, levels, concepts, self.masks, region, self.first_order_below)
 
     def _concept(self, scale: float | tuple[float, ...]) -> Concept:
         return Concept(scale, threshold=self.threshold, warmup=self.warmup, cooldown=self.cooldown)

@@ -10,7 +10,7 @@ from torch import Tensor
 from cyclediff.diffusion.denoiser import Denoiser
 from cyclediff.diffusion.levels import Level, Prediction
 from cyclediff.diffusion.noise import NoiseSource
-from cyclediff.diffusion.paired import Control, paired_evaluation, plan_control
+from cyclediff.diffusion.paired import Control, inside_region, paired_evaluation, plan_control
 from cyclediff.diffusion.schedule import Spacing
 from cyclediff.diffusion.steps import ddim_step, ddpm_sigma, ddpm_step, q_sample, transitions
 
@@ -43,6 +43,7 @@ class SDEdit:
     name: str = "sdedit"
     starts_at = "t0"
     inverts = False
+    takes_region = True
 
     @property
     def needs(self) -> frozenset[str]:
@@ -93,10 +94,12 @@ class SDEdit:
         steps = transitions(levels)
         plan = plan_control(self.attention, source, target, len(steps))
         evaluate = paired_evaluation(source, target, plan)
-        xs = xt = q_sample(x0, levels[0], noise.randn_like(x0))
+        e = noise.randn_like(x0)
+        xs = xt = q_sample(x0, levels[0], e)
         for step, (t, s) in enumerate(steps):
             z = noise.randn_like(x0) if step < len(steps) - 1 else 0.0
-            xs, xt = (_step(seen, t, s, self.variance, z) for seen in evaluate(xs, xt, t, step))
+            both = (_step(seen, t, s, self.variance, z) for seen in evaluate(xs, xt, t, step))
+            xs, xt = (inside_region(target, x, q_sample(x0, s, e)) for x in both)
             xt = plan.blend(step, xs, xt) if plan else xt
         return xt
 
@@ -113,7 +116,7 @@ def sdedit(
 
     Args:
         guide: (n, c, h, w).
-        target: denoiser of the target domain.
+        target: denoiser of the target domain. Outside its region is the guide at each level, with the start's noise.
         levels: from noisy to clean.
         noise: source of randomness; a draw for each step.
         variance: DDPM's fixed variance, "small" or "large"; or "none" for DDIM without noise.
@@ -130,6 +133,7 @@ def sdedit(
         x = _step(target(x, t), t, s, variance, z)
         if mask is not None:
             x = torch.where(mask, q_sample(guide, t, e), x)
+        x = inside_region(target, x, q_sample(guide, s, e))
     return x
 
 

@@ -48,6 +48,7 @@ class TransferGrid:
     conditions = frozenset({"none", "text"})
     starts_at = "t0"
     inverts = False
+    takes_region = False
 
     def __post_init__(self):
         if not 1 <= self.t0 <= self.T:

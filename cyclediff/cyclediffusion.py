@@ -19,7 +19,7 @@ from torch import Tensor
 from cyclediff.diffusion.denoiser import Denoiser
 from cyclediff.diffusion.levels import Level, Prediction
 from cyclediff.diffusion.noise import NoiseSource
-from cyclediff.diffusion.paired import Control, Plan, paired_evaluation, plan_control
+from cyclediff.diffusion.paired import Control, Plan, inside_region, paired_evaluation, plan_control
 from cyclediff.diffusion.schedule import Spacing
 from cyclediff.diffusion.steps import (
     ddim_sigma,
@@ -63,6 +63,7 @@ class CycleDiffusion:
     needs = frozenset({"source", "target"})
     starts_at = "T_es"
     inverts = True
+    takes_region = True
 
     def __post_init__(self):
         if not self.eta > 0:
@@ -154,7 +155,8 @@ def cyclediffusion(
         else:
             seen_t, z = target(xt, target_t), 0.0
         xt = ddim_step(seen_t, target_s, ddim_sigma(target_t, target_s, eta), z)
-        xt = plan.blend(step, xs, xt) if plan and sigma else xt
+        if sigma:
+            xt = inside_region(target, plan.blend(step, xs, xt) if plan else xt, xs)
     return xt
 
 

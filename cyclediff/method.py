@@ -47,6 +47,11 @@ class Method(Protocol):
         ...
 
     @property
+    def takes_region(self) -> bool:
+        """Whether it keeps the source outside the `region` of a text-conditional target."""
+        ...
+
+    @property
     def num_steps(self) -> int:
         """Number of timesteps of its sampler."""
         ...

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser
 from cyclediff.diffusion.noise import NoiseSource
-from cyclediff.diffusion.paired import Control, paired_evaluation, plan_control
+from cyclediff.diffusion.paired import Control, inside_region, paired_evaluation, plan_control
 from cyclediff.diffusion.schedule import Spacing
 from cyclediff.diffusion.steps import (
     ddim_sigma,
@@ -82,5 +82,5 @@ def decode_candidates(
         z = infer_noise(xs, own, seen_s, t, s, sigma, n)
         xs = posterior_step(xs, own, t, s, sigma, n)
         xt = ddim_step(seen_t, s, sigma, z[owner[:running]])
-        xt = plan.blend(step, xs, xt) if plan else xt
+        xt = inside_region(target, plan.blend(step, xs, xt) if plan else xt, xs[owner[:running]])
     return xt

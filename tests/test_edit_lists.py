@@ -7,11 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cyclediff.data.edit_lists import (
-    EditTuple,
-    decode_mask,
-    read_edit_list,
-)
+from cyclediff.data.edit_lists import EditTuple, read_edit_list
 from cyclediff.errors import UserError
 
 
@@ -196,21 +192,6 @@ def test_keys_of_pie_bench_become_file_names(tmp_path):
     refused(as_json(tmp_path / "m.json", {"A": pie("a.jpg"), "a": pie("a.jpg")}), "'a' is that of .* entry 'A' as well")
     entry = json.dumps(pie("a.jpg"))
     refused(written(tmp_path / "m.json", f'{{"1": {entry}, "1": {entry}}}'), "the key '1' twice")
-
-
-def test_masks_by_hand():
-    expected = ["#####", "##..#", "#...#", "#..##", "#####"]
-    mask = decode_mask([6, 1, 18, 1, 23, 100, 999, 1], size=5)
-    assert mask.dtype == bool
-    assert ["".join("#" if cell else "." for cell in row) for row in mask] == expected
-    assert decode_mask([], size=4).sum() == 12
-    assert decode_mask([0, 512 * 512]).all()
-
-
-@pytest.mark.parametrize("runs", [[1], [1, 2, 3], [0, -1], [0.5, 1], [True, 1], "12", None])
-def test_malformed_masks(runs):
-    with pytest.raises(UserError, match="a mask should be start, length"):
-        decode_mask(runs)
 
 
 # One's own

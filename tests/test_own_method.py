@@ -20,6 +20,7 @@ class Brighter:
     conditions = frozenset({"none"})
     starts_at = None
     inverts = False
+    takes_region = False
     num_steps = 1
 
     def __call__(self, x0, source, target, noise):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cyclediff.data.edit_lists import EditList, EditTuple, decode_mask, prepare_edits, read_edit_list, read_prompts
+from cyclediff.data.edit_lists import EditList, EditTuple, prepare_edits, read_edit_list, read_prompts
+from cyclediff.data.masks import decode_mask
 from cyclediff.errors import UserError
 from cyclediff.pets.captions import sample_edits
 from cyclediff.pets.folders import PETS_SEEDS, prepare_pet_edits
@@ -129,7 +130,7 @@ def test_pet_edits(pet_edits):
     assert (source.name, target.name) == ("pets-edits-source", "pets-edits-target")
     assert source.digest != target.digest
     assert [(row["source"], row["target"], row["category"], row["mask"]) for row in table(source)] == [
-        (edit.source_text, edit.target_text, edit.trait, "") for edit in drawn
+        (edit.source_text, edit.target_text, edit.trait, f"masks/edit{i:04d}.png") for i, edit in enumerate(drawn)
     ]
     assert {row["category"] for row in table(source)} == {"animal", "size", "fur", "background", "gaze"}
     assert not (target.path / "edits.csv").exists()

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from cyclediff.data.folders import EDITS, Folder, cached_folder, digest_of, plain, read_photo, sha256_of, write_edits
 from cyclediff.data.images import square, write_png
+from cyclediff.data.masks import Mask, check_runs, draw_mask
 from cyclediff.data.tables import read_table
 from cyclediff.errors import UserError
 from eval.files import find_file
@@ -28,7 +26,7 @@ FORMATS = (
     "CycleDiffusion's translate-text.json, PIE-Bench's mapping_file.json or a CSV in UTF-8 with the columns image, "
     "source and target"
 )
-NEEDED, EXTRA = ("image", "source", "target"), ("id", "category")  # columns of a CSV
+NEEDED, EXTRA = ("image", "source", "target"), ("id", "category", "mask")  # columns of a CSV
 PIE_CATEGORIES = (  # by editing_type_id
     "random",
     "change-object",
@@ -41,7 +39,6 @@ PIE_CATEGORIES = (  # by editing_type_id
     "change-background",
     "change-style",
 )
-PIE_SIZE = 512  # of the images that its masks are drawn on
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class EditTuple:
         source: what is on it.
         target: what should be on it.
         category: the kind of edit, where the list has it.
-        mask: where it may change, see `decode_mask`.
+        mask: where it may change, if the list says.
     """
 
     id: str
@@ -62,7 +59,7 @@ class EditTuple:
     source: str
     target: str
     category: str = ""
-    mask: tuple[int, ...] | None = None
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class EditList:
 
 @dataclass(frozen=True)
 class _Row:
-    """A tuple whose image has not been looked for yet; `where` is its place in the list, for people."""
+    """A tuple whose files have not been looked for yet; `where` is its place in the list, for people."""
 
     where: str
     id: str
@@ -90,7 +87,7 @@ class _Row:
     source: str
     target: str
     category: str = ""
-    mask: tuple[int, ...] | None = None
+    mask: str | tuple[int, ...] | None = None
 
 
 def read_edit_list(path: Path) -> EditList:
@@ -99,11 +96,11 @@ def read_edit_list(path: Path) -> EditList:
     Args:
         path: translate-text.json (images below its folder or the folder above, as in CycleDiffusion's repository),
             mapping_file.json (images below annotation_images beside it, or below its folder) or a CSV with the columns
-            image, source, target and, if wanted, id and category (images below its folder).
+            image, source, target and, if wanted, id, category and mask (images below its folder).
 
     Raises:
-        UserError: if the list is malformed or empty, a text is blank, an id comes twice, an image lies elsewhere, or
-            none of the images is there.
+        UserError: if the list is malformed or empty, a text is blank, an id comes twice, an image lies elsewhere, none
+            of the images is there, or a mask is not there.
     """
     text = _read_text(path)
     folder = Path(os.path.abspath(path)).parent
@@ -116,9 +113,9 @@ def read_edit_list(path: Path) -> EditList:
     if not rows:
         raise UserError(f"{path} lists no edit; expected {FORMATS}, with at least one")
     _refuse_equal_ids(rows)
-    images = [_find(row, places) for row in rows]
+    images = [_find(row.image, "image", row.where, places) for row in rows]
     found = tuple(
-        EditTuple(row.id, image, row.source, row.target, row.category, row.mask)
+        EditTuple(row.id, image, row.source, row.target, row.category, _find_mask(row, places))
         for row, image in zip(rows, images, strict=True)
         if image
     )
@@ -133,28 +130,6 @@ def read_edit_list(path: Path) -> EditList:
     )
 
 
-def decode_mask(runs: Sequence[int], size: int = PIE_SIZE) -> np.ndarray:
-    """PIE-Bench's run lengths → where the image may change, as PnPInversion's evaluator decodes them.
-
-    Args:
-        runs: start, length, start, length, … over the flattened image; what lies past its end is cut.
-        size: height and width of the image.
-
-    Returns:
-        bool (size, size); the outermost rows and columns are True, because annotations err there.
-
-    Raises:
-        UserError: if the runs are not pairs of numbers from 0.
-    """
-    _check_runs(runs, "a mask")
-    mask = np.zeros(size * size, dtype=bool)
-    for start, length in zip(runs[::2], runs[1::2], strict=True):
-        mask[start : start + length] = True
-    mask = mask.reshape(size, size)
-    mask[[0, -1]] = mask[:, [0, -1]] = True
-    return mask
-
-
 def prepare_edits(edits: EditList, limit: int | None, size: int, resize: str, cache: Path) -> Folder:
     """Cut the images of a list to squares of `size` pixels, beside their texts and masks, once.
 
@@ -166,12 +141,16 @@ def prepare_edits(edits: EditList, limit: int | None, size: int, resize: str, ca
         cache: where prepared folders are kept.
 
     Raises:
-        UserError: if a file is no image.
+        UserError: if a file is no image, or a mask does not fit its image.
     """
     chosen = sorted(edits.found[:limit], key=lambda edit: edit.id)
     paths = sorted({edit.image for edit in chosen})
     hashes = {path: sha256_of(path) for path in paths}
-    content = [(edit.id, hashes[edit.image], edit.source, edit.target, edit.category, edit.mask) for edit in chosen]
+    content = [
+        (edit.id, hashes[edit.image], edit.source, edit.target, edit.category,
+         sha256_of(edit.mask) if isinstance(edit.mask, Path) else edit.mask)
+        for edit in chosen
+    ]  # fmt: skip
     digest = digest_of({"edits": content, "size": size, "resize": resize})
     masks = {edit.id: f"masks/{edit.id}.png" for edit in chosen if edit.mask is not None}
 
@@ -186,7 +165,7 @@ def prepare_edits(edits: EditList, limit: int | None, size: int, resize: str, ca
                 drawn[edit.image] = place
             if edit.mask is not None:
                 (target / "masks").mkdir(exist_ok=True)
-                write_png(_mask_image(edit.mask, size), target / masks[edit.id])
+                write_png(draw_mask(edit.mask, edit.image, size), target / masks[edit.id])
         rows = [(edit.id, edit.source, edit.target, edit.category, masks.get(edit.id, "")) for edit in chosen]
         write_edits(rows, target / EDITS)
 
@@ -244,7 +223,7 @@ def _pie_bench(entries: dict[str, Any], file: str) -> list[_Row]:
                 f"{where}: editing_type_id should be 0 … {len(PIE_CATEGORIES) - 1}, as published; got {kind!r}"
             )
         if mask is not None:
-            _check_runs(mask, f"{where}: the mask")
+            check_runs(mask, f"{where}: the mask")
         source, target = (prompt.replace("[", "").replace("]", "").strip() for prompt in prompts)
         category, runs = "" if kind is None else PIE_CATEGORIES[int(kind)], None if mask is None else tuple(mask)
         rows.append(_Row(where, _checked_id(key, where), image, source, target, category, runs))
@@ -255,9 +234,9 @@ def _own(text: str, path: Path) -> list[_Row]:
     rows = []
     for where, cells in read_table(text, path, NEEDED, EXTRA):
         image, source, target = _fields(cells, NEEDED, where)
-        own, category = (cells.get(name, "").strip() for name in EXTRA)
+        own, category, mask = (cells.get(name, "").strip() for name in EXTRA)
         row_id = _checked_id(own, where) if own else _numbered(len(rows), image)
-        rows.append(_Row(where, row_id, image, source, target, category))
+        rows.append(_Row(where, row_id, image, source, target, category, mask or None))
     return rows
 
 
@@ -299,30 +278,27 @@ def _refuse_equal_ids(rows: Iterable[_Row]) -> None:
             raise UserError(f"{row.where}: the id {row.id!r} is that of {other.where} as well; rename one of them")
 
 
-def _find(row: _Row, places: Sequence[Path]) -> Path | None:
-    """The image below one of the places, links followed; what leads out of them is refused, not read."""
+def _find(name: str, what: str, where: str, places: Sequence[Path]) -> Path | None:
+    """The image or mask below one of the places, links followed; what leads out of them is refused, not read."""
     try:
-        candidates = [find_file(place, row.image).resolve() for place in places]
+        candidates = [find_file(place, name).resolve() for place in places]
         roots = [place.resolve() for place in places]
         if not all(any(candidate.is_relative_to(root) for root in roots) for candidate in candidates):
             raise UserError(
-                f"{row.where}: the image {row.image!r} lies outside {places[-1]}; copy it into that folder and write "
+                f"{where}: the {what} {name!r} lies outside {places[-1]}; copy it into that folder and write "
                 "its path relative to that"
             )
         return next((candidate for candidate in candidates if candidate.is_file()), None)
     except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a null character
-        raise UserError(f"{row.where}: {row.image[:80]!r} is no usable path ({str(error)[:80]}); fix it") from error
+        raise UserError(f"{where}: {name[:80]!r} is no usable path ({str(error)[:80]}); fix it") from error
 
 
-def _check_runs(runs: Any, what: str) -> None:
-    good = isinstance(runs, list | tuple) and len(runs) % 2 == 0
-    if not good or any(type(number) is not int or number < 0 for number in runs):
+def _find_mask(row: _Row, places: Sequence[Path]) -> Mask | None:
+    if not isinstance(row.mask, str):
+        return row.mask
+    found = _find(row.mask, "mask", row.where, places)
+    if found is None:
         raise UserError(
-            f"{what} should be start, length, start, length, …, whole numbers from 0; got {str(runs)[:60]}; take the "
-            "published file again"
+            f"{row.where}: the mask {row.mask!r} is not there; put it below {places[-1]}, or leave the cell empty"
         )
-
-
-def _mask_image(runs: Sequence[int], size: int) -> Image.Image:
-    image = Image.fromarray(decode_mask(runs).astype(np.uint8) * 255)
-    return image.resize((size, size), Image.Resampling.NEAREST)
+    return found

@@ -157,6 +157,8 @@ class GuidedDenoiser:
         scales: guidance scale of each image.
         prompts: the prompts themselves, for attention control.
         network_id: equal for all conditions of one loaded network, different for others; see `paired_evaluation`.
+        region: bool (n, 1, h, w), where an edit may change each image; None for everywhere. Methods that take a region
+            keep the source elsewhere.
     """
 
     network: Network
@@ -167,6 +169,7 @@ class GuidedDenoiser:
     scales: tuple[float, ...]
     prompts: tuple[Prompt, ...]
     network_id: str
+    region: Tensor | None = None
     _contexts: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Tensor, level: Level) -> Prediction:

@@ -95,6 +95,17 @@ def paired_evaluation(
     return evaluate
 
 
+def has_region(target: Denoiser) -> bool:
+    """Whether edits under this denoiser stay inside a region."""
+    return isinstance(target, GuidedDenoiser) and target.region is not None
+
+
+def inside_region(target: Denoiser, x: Tensor, kept: Tensor) -> Tensor:
+    """A state of the target, (n, c, h, w), with `kept` outside its region; x itself where it has none."""
+    region = target.region if isinstance(target, GuidedDenoiser) else None
+    return x if region is None else torch.where(region[: len(x)], x, kept)
+
+
 def for_attention(source: Denoiser) -> Denoiser:
     """A denoiser for one whose attention is followed and whose prediction is not used: without the empty prompt.
 

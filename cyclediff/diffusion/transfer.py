@@ -28,7 +28,7 @@ from torch import Tensor
 from cyclediff.diffusion.denoiser import Denoiser
 from cyclediff.diffusion.levels import Level
 from cyclediff.diffusion.noise import NoiseSource
-from cyclediff.diffusion.paired import Plan, paired_evaluation
+from cyclediff.diffusion.paired import Plan, inside_region, paired_evaluation
 from cyclediff.diffusion.schedule import Spacing
 from cyclediff.diffusion.steps import mean, posterior_step, q_sample, transitions
 
@@ -102,10 +102,11 @@ def transfer(
         if last and not keep_last:
             seen = [evaluate(x, x + d, t, step)[1] if plan else target(x + d, t) for x in xs]
             out = torch.stack([mean(of_target, s, std) for of_target in seen]).mean(0)
-            return plan.blend(step, x0, out) if plan else out
+            return inside_region(target, plan.blend(step, x0, out) if plan else out, x0)
         pairs = [evaluate(x, x + d, t, step) for x in xs]
         d = torch.stack([mean(of_target, s, std) - mean(of_source, s, std) for of_source, of_target in pairs]).mean(0)
         xs = [x0 if last else path(x0, x, t, s, std, noise) for x in xs]
         if plan:
             d = plan.blend(step, xs[0], xs[0] + d) - xs[0]
+        d = inside_region(target, d, torch.zeros_like(d))
     return x0 + d

@@ -8,6 +8,8 @@ from cyclediff.data.folders import EDITS, Folder, cached_folder, digest_of, writ
 from cyclediff.data.images import to_pil, to_uint8, write_png
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cyclediff.pets.captions import Description, Edit
 
 PETS = "pets"  # as a data source
@@ -52,23 +54,33 @@ def prepare_pet_edits(count: int, size: int, cache: Path) -> tuple[Folder, Folde
         cache: where prepared folders are kept.
 
     Returns:
-        The pictures to be edited, with their texts, and the true edited pictures under the same ids.
+        The pictures to be edited, with their texts and masks of what truly changes, and the true edited pictures under
+        the same ids.
     """
     ids = tuple(f"edit{i:04d}" for i in range(count))
     versions = {"version": PETS_VERSION, "captions": CAPTIONS_VERSION, "count": count, "size": size}
 
+    masks = [f"masks/{i}.png" for i in ids]
+
     def draw_source(target: Path) -> None:
         edits = _sample(count)
-        _draw([edit.source for edit in edits], ids, size, target)
-        rows = [(i, e.source_text, e.target_text, e.trait, "") for i, e in zip(ids, edits, strict=True)]
+        before, after = (
+            _pictures(animals, size) for animals in zip(*((e.source, e.target) for e in edits), strict=True)
+        )
+        _write(before, ids, target)
+        (target / "masks").mkdir()
+        changed = (before != after).any(1, keepdim=True).byte() * 255
+        _write(changed.expand_as(before), ids, target / "masks")
+        rows = [(i, e.source_text, e.target_text, e.trait, m) for i, e, m in zip(ids, edits, masks, strict=True)]
         write_edits(rows, target / EDITS)
 
     def draw_target(target: Path) -> None:
-        _draw([edit.target for edit in _sample(count)], ids, size, target)
+        _write(_pictures([edit.target for edit in _sample(count)], size), ids, target)
 
     source, target = (digest_of({"name": f"pets-edits-{part}", **versions}) for part in ("source", "target"))
+    place, extra = cache / f"pets-edits-source-{source}", (EDITS, *masks)
     return (
-        cached_folder(cache / f"pets-edits-source-{source}", ids, "pets-edits-source", source, draw_source, (EDITS,)),
+        cached_folder(place, ids, "pets-edits-source", source, draw_source, extra),
         cached_folder(cache / f"pets-edits-target-{target}", ids, "pets-edits-target", target, draw_target),
     )
 
@@ -84,14 +96,20 @@ def _sample(count: int) -> "list[Edit]":
     return sample_edits(factors, torch.Generator().manual_seed(seed + 1))
 
 
-def _draw(animals: "Sequence[Description]", ids: Sequence[str], size: int, target: Path) -> None:
+def _pictures(animals: "Sequence[Description]", size: int) -> "Tensor":
     import torch
 
     from cyclediff.pets.render import SPECIES, render
 
     factors = torch.stack([animal.factors for animal in animals])
+    pictures = torch.empty(len(animals), 3, size, size, dtype=torch.uint8)
     for species in SPECIES:
         places = torch.tensor([i for i, animal in enumerate(animals) if animal.species == species], dtype=torch.long)
         for chunk in places.split(64):
-            for i, image in zip(chunk.tolist(), to_uint8(render(factors[chunk], species, size)), strict=True):
-                write_png(to_pil(image), target / f"{ids[i]}.png")
+            pictures[chunk] = to_uint8(render(factors[chunk], species, size))
+    return pictures
+
+
+def _write(pictures: "Tensor", ids: Sequence[str], target: Path) -> None:
+    for i, image in zip(ids, pictures, strict=True):
+        write_png(to_pil(image), target / f"{i}.png")

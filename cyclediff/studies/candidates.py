@@ -33,6 +33,7 @@ class Edits:
         ids: image ids, which key the noise.
         texts: (source, target) prompt of each.
         x0: (n, c, h, w), their latents.
+        region: bool (n, 1, h, w), where each may change; None for everywhere.
         seed: the run's seed.
         noise_device: where noise is drawn.
     """
@@ -42,6 +43,7 @@ class Edits:
     x0: Tensor
     seed: int
     noise_device: torch.device | str = "cpu"
+    region: Tensor | None = None
 
 
 def split(method: Any, grid: Grid, images: int, size: int, shared_encoding: bool) -> list[list[Unit]]:
@@ -80,8 +82,18 @@ def edit(
         shared_encoding: whether candidates of one trial that differ in skip share one encoding.
 
     Returns:
-        (len(units), c, h, w), in their order.
+        (len(units), c, h, w), in their order. Outside the region they are the source's.
     """
+    found = _edit(method, model, edits, grid, units, shared_encoding)
+    if edits.region is None:
+        return found
+    images = [image for image, _ in units]
+    return torch.where(edits.region[images], found, edits.x0[images])
+
+
+def _edit(
+    method: Any, model: Conditional, edits: Edits, grid: Grid, units: Sequence[Unit], shared_encoding: bool
+) -> Tensor:
     if not method.inverts:
         skip = units[0][1].skip
         some = replace(method, **{method.starts_at: method.num_steps - skip}) if method.starts_at else method
@@ -109,13 +121,17 @@ def edit(
     return found[torch.tensor(order, device=found.device).argsort()]
 
 
-def count_rows(method: Any, schedule: Schedule, grid: Grid, size: int, shared_encoding: bool) -> int:
+def count_rows(
+    method: Any, schedule: Schedule, grid: Grid, size: int, shared_encoding: bool, regional: bool = False
+) -> int:
     """Evaluations of the network, whose levels are those of `schedule`, that all candidates of an image take.
 
-    Those of one trial are counted, by making them with an empty network; every trial takes as many.
+    `regional` is whether edits stay inside a region. Those of one trial are counted, by making them with an empty
+    network; every trial takes as many.
     """
     counter, once = _Counter(schedule), replace(grid, trials=1)
-    edits = Edits(["counted"], [("a b", "a c")], torch.zeros(1, 1, 1, 1), seed=0)
+    region = torch.ones(1, 1, 1, 1, dtype=torch.bool) if regional else None
+    edits = Edits(["counted"], [("a b", "a c")], torch.zeros(1, 1, 1, 1), 0, region=region)
     for units in split(method, once, 1, size, shared_encoding):
         edit(method, counter, edits, once, units, shared_encoding)
     return counter.rows * grid.trials
@@ -128,7 +144,10 @@ def _encoding(candidate: Candidate, grid: Grid, shared_encoding: bool) -> int:
 
 def _condition(model: Conditional, edits: Edits, units: Sequence[Unit], side: int) -> GuidedDenoiser:
     scales = [candidate.guidance if side else candidate.source_guidance for _, candidate in units]
-    return model.condition([edits.texts[image][side] for image, _ in units], scales)
+    denoiser = model.condition([edits.texts[image][side] for image, _ in units], scales)
+    if edits.region is None or not side:
+        return denoiser
+    return replace(denoiser, region=edits.region[[image for image, _ in units]])
 
 
 class _Counter:

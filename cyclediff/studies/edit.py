@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cyclediff.runtime.meter import Meter
+    from eval.edits import Edit as ListedEdit
     from eval.metrics.clip import ClipScorer
 
 
@@ -72,6 +73,14 @@ class Edit:
         return prepare_texts_and_images(self.cfg, self.context.prepared)
 
     @cached_property
+    def edits(self) -> "dict[str, ListedEdit]":
+        """What each image's row of the list asks for."""
+        from eval.edits import read_edits
+
+        found = read_edits(self.sources.source.path)
+        return {item: found[item] for item in self.sources.source.ids}
+
+    @cached_property
     def weights(self) -> dict[str, requirements.Weights]:
         """Those of the text-to-image model."""
         return requirements.find_weights({"model": self.cfg.task.model})
@@ -108,6 +117,7 @@ class Edit:
             self.grid = grid_for(self._asked(), self.method)
         self.texts = read_prompts(self.sources.source)
         self._require_words()
+        self._require_masks()
         self.model = self._model()
         for text in chain(*self.texts.values()):
             self.model.warn_of_cut(text)
@@ -155,7 +165,9 @@ class Edit:
 
         shared = self.cfg.selection.shared_encoding
         with user_errors():
-            rows = count_rows(self.method, self.model.schedule, self.grid, execution.batch_size, shared)
+            rows = count_rows(
+                self.method, self.model.schedule, self.grid, execution.batch_size, shared, self.cfg.inside_masks
+            )
         distributed.from_first(
             lambda: require_patience(self.cfg, self.model, self.device, self.parts, rows, missing, execution.batch_size)
         )
@@ -182,7 +194,7 @@ class Edit:
         """Edit images: every candidate of each, of which the best is kept."""
         from cyclediff.studies.editing import best_candidates, encoded
 
-        edits = encoded(self.model, ids, self.texts, inputs, execution, meter)
+        edits = encoded(self.model, ids, self.texts, inputs, self._masks(ids), execution, meter)
         shared, metric = self.cfg.selection.shared_encoding, self.cfg.selection.metric
         watched = meter.watch(self.model, "text-to-image")
         best = best_candidates(self.method, watched, edits, self.grid, shared, metric, self.scores, size, meter)
@@ -217,17 +229,44 @@ class Edit:
             with user_errors():
                 self.method.attention.require_words(targets, sources)
 
+    def _require_masks(self) -> None:
+        """Require that each image has a mask and the method keeps to it, where edits stay inside masks."""
+        if not self.cfg.inside_masks:
+            return
+        if not getattr(self.method, "takes_region", False):
+            raise UserError(
+                f"{self.cfg.method.name} cannot keep an edit inside a mask; choose another method, as cyclediffusion, "
+                "or inside_masks=false"
+            )
+        without = [item for item, edit in self.edits.items() if edit.mask is None]
+        if without:
+            raise UserError(
+                f"inside_masks=true needs a mask of each image, and {len(without)} of {len(self.edits)} have "
+                f"none, the first {without[0]}; give them one (column mask), or leave it out"
+            )
+
+    def _masks(self, ids: Sequence[str]) -> "Tensor | None":
+        """Where images may change, bool (n, 1, h, w); None for everywhere."""
+        import torch
+
+        from eval.metrics.editing import read_mask
+
+        if not self.cfg.inside_masks:
+            return None
+        size = (self.cfg.protocol.size,) * 2
+        paths = [mask for item in ids if (mask := self.edits[item].mask)]
+        return torch.stack([read_mask(path, size) for path in paths])[:, None].to(self.device)
+
     def _read_texts(self, ranking: "ClipScorer") -> None:
         """Warn of what the CLIP that ranks candidates cannot read, before the slow part."""
-        from eval.edits import read_edits
         from eval.metrics.editing import warn_without_direction, without_direction
 
-        source = self.sources.source
-        edits = {item: edit for item, edit in read_edits(source.path).items() if item in self.texts}
         ranking.warn_of_cut(chain(*self.texts.values()))
         if self.cfg.selection.metric == "dclip":
-            same = without_direction(edits, ranking)
-            warn_without_direction(same, len(edits), "of their candidates the first is taken, whatever it looks like")
+            same = without_direction(self.edits, ranking)
+            warn_without_direction(
+                same, len(self.edits), "of their candidates the first is taken, whatever it looks like"
+            )
 
     def _model(self) -> Any:
         found = self.weights["model"]
@@ -247,7 +286,7 @@ class Edit:
             if not exactly:
                 self.model = self.model.cast(dtype)
             return first_candidates(
-                self.method, self.model, ids, self.texts, self.read(ids), self.grid, shared, execution
+                self.method, self.model, ids, self.texts, self.read(ids), self._masks(ids), self.grid, shared, execution
             )
 
         found = distributed.from_first(lambda: require_precision(self.cfg.method.name, dtype, sample))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -27,14 +28,21 @@ def encoded(
     ids: Sequence[str],
     texts: Mapping[str, tuple[str, str]],
     images: Tensor,
+    masks: Tensor | None,
     execution: Execution,
     meter: Meter,
 ) -> Edits:
-    """The latents of source images, uint8 (n, 3, h, w), with their texts."""
+    """The latents of source images, uint8 (n, 3, h, w), with their texts and masks, bool (n, 1, h, w).
+
+    A latent may change if any of its pixels may.
+    """
     with meter.stage("encoder"):
         pictures = from_uint8(images.to(execution.device, non_blocking=True))
         x0 = model.encode(pictures, Noise(execution.seed, ids, POSTERIOR, execution.noise_device))
-    return Edits(ids, [texts[i] for i in ids], x0, execution.seed, execution.noise_device)
+    region = masks
+    if masks is not None:
+        region = F.max_pool2d(masks.to(x0), masks.shape[-1] // x0.shape[-1]).bool()
+    return Edits(ids, [texts[i] for i in ids], x0, execution.seed, execution.noise_device, region)
 
 
 def best_candidates(
@@ -109,12 +117,13 @@ def first_candidates(
     ids: Sequence[str],
     texts: Mapping[str, tuple[str, str]],
     images: Tensor,
+    masks: Tensor | None,
     grid: Grid,
     shared_encoding: bool,
     execution: Execution,
 ) -> Tensor:
     """Images, each edited as its first candidate, (n, 3, h, w) in [-1, 1]."""
-    edits = encoded(model, ids, texts, images, execution, Meter(ids, lambda: None))
+    edits = encoded(model, ids, texts, images, masks, execution, Meter(ids, lambda: None))
     units = [(image, grid.candidates()[0]) for image in range(len(ids))]
     return model.decode(edit(method, model, edits, grid, units, shared_encoding))
 

@@ -62,6 +62,10 @@ class Translate:
             dirs,
             "needs a text-to-image model (experiments such as pets_edit)",
         )
+        if cfg.inside_masks:
+            raise UserError(
+                "inside_masks is for editing tasks; leave it out, or use method=sdedit method.mask=FILE"
+            )
         if cfg.method.get("mask") is not None and not locate(str(cfg.method.mask)).is_file():
             raise UserError(
                 f"method.mask={cfg.method.mask} does not exist; name a picture, white where images are kept"

@@ -70,7 +70,7 @@ def columns(edits: Sequence[Edit], truth: bool, protocol: Protocol) -> dict[str,
     if judged and edits and truth:
         found["edit_error"] = EDIT_ERROR, f"{judged}/edited-attribute/vs-ground-truth"
         found["kept_error"] = KEPT_ERROR, f"{judged}/other-attributes/vs-source"
-    if any(edit.mask for edit in edits):
+    if any(edit.mask for edit in edits) and not judged:
         found |= background_columns(faithful, protocol.lpips)
     return found
 
@@ -146,6 +146,6 @@ def _scores(
         values |= text_scores(images, sources, edits, protocol.clip)
     if protocol.lpips:
         values["lpips"] = protocol.lpips(images, sources)
-    if edits:
+    if edits and not protocol.judge:
         values |= background_scores(images, sources, edits, protocol.lpips)
     return values
