@@ -36,7 +36,7 @@ OF_EVAL = {
 }  # what any module of cyclediff may import
 USERS_OF_EVAL = ("cyclediff.cli", "cyclediff.loggers", "cyclediff.studies")  # may import all of eval
 HEAVY = {"torch", "diffusers", "torchmetrics", "torchvision", "scipy", "transformers", "cleanfid", "requests"}
-HEAVY |= {"open_clip", "pyarrow", "wandb", "tensorboard", "lpips", "jinja2"}
+HEAVY |= {"open_clip", "timm", "pyarrow", "wandb", "tensorboard", "lpips", "jinja2"}
 
 
 def name_of(file: Path) -> str:
