@@ -106,6 +106,11 @@ class DiffuseIT:
         return frozenset({"target", "vit"} | more | ({"identity"} if self.lambda_id else set()))
 
     @property
+    def given(self) -> frozenset[str]:
+        """What it is given of each image besides it."""
+        return frozenset({"texts"} if self.guided_by == "text" else {"target_image"})
+
+    @property
     def num_steps(self) -> int:
         """What the notation of `timesteps` asks for."""
         return count_respaced(self.timesteps)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import Denoiser
+from cyclediff.diffusion.energies import gradient
 from cyclediff.diffusion.levels import Level
 from cyclediff.diffusion.lowpass import lowpass
 from cyclediff.diffusion.noise import NoiseSource
@@ -51,6 +52,7 @@ class EGSDE:
     conditions = frozenset({"none"})
     starts_at = "t0"
     inverts = False
+    takes_region = False
 
     @property
     def num_steps(self) -> int:
@@ -118,13 +120,6 @@ def egsde(
         z = noise.randn_like(y) if step < len(steps) - 1 else 0.0
         y = ddpm_step(seen, t, s, ddpm_sigma(t, s, variance), z) - beta(t, s) / (t.a / s.a) * slope
     return y
-
-
-def gradient(energy: Callable[[Tensor, Tensor, Level], Tensor], y: Tensor, xt: Tensor, t: Level) -> Tensor:
-    """The gradient of the energy of each image by y, (n, c, h, w); one backward pass for both energies."""
-    with torch.enable_grad():
-        leaf = y.detach().requires_grad_()
-        return torch.autograd.grad(energy(leaf, xt, t).sum(), leaf)[0]
 
 
 def domain_energy(y: Tensor, xt: Tensor, t: Level, extractor: Extractor, similarity: Similarity) -> Tensor:

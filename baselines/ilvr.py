@@ -1,20 +1,17 @@
 """ILVR (arXiv 2108.02938): sample the target model, and take the low frequencies from the source image."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
-from cyclediff.diffusion.denoiser import Denoiser, VarianceDenoiser
-from cyclediff.diffusion.levels import Level, Prediction
+from cyclediff.diffusion.denoiser import Denoiser
+from cyclediff.diffusion.levels import Level
 from cyclediff.diffusion.lowpass import lowpass
 from cyclediff.diffusion.noise import NoiseSource
 from cyclediff.diffusion.schedule import count_respaced
 from cyclediff.diffusion.steps import ddpm_sigma, posterior_step, q_sample, transitions
-
-Variance = Literal["learned", "small", "large"]
+from cyclediff.diffusion.variance import Variance, predict_with_sigma
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def ilvr(
     steps = transitions(levels)
     for step, (t, s) in enumerate(steps):
         index = len(steps) - 1 - step
-        seen, sigma = _predict(x, target, t, s, variance)
+        seen, sigma = predict_with_sigma(x, target, t, s, variance)
         x0_hat = seen.x0.clamp(-1, 1) if clip_denoised else seen.x0
         x = posterior_step(x, x0_hat, t, s, ddpm_sigma(t, s, "small"), 0.0)
         if index > 0:
@@ -104,19 +101,3 @@ def ilvr(
             y = q_sample(reference, t, noise.randn_like(x))
             x = x + lowpass(y - x, down_N, "cubic")
     return x
-
-
-def _predict(x: Tensor, target: Denoiser, t: Level, s: Level, variance: Variance) -> tuple[Prediction, Tensor | float]:
-    """(prediction, sigma_t); the learned variance is interpolated in its logarithm (arXiv 2102.09672, Eq. 15)."""
-    if variance != "learned":
-        return target(x, t), ddpm_sigma(t, s, variance)
-    if not isinstance(target, VarianceDenoiser):
-        raise ValueError(
-            "variance=learned needs a network that predicts its variance (learn_sigma), and the target model does not; "
-            "choose method.variance=small"
-        )
-    seen, fraction = target.with_variance(x, t)
-    if s.b == 0:
-        return seen, 0.0
-    small, large = (math.log(ddpm_sigma(t, s, which)) for which in ("small", "large"))
-    return seen, (fraction * (large - small) + small).exp()

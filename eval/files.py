@@ -46,7 +46,8 @@ FORMATS = (
     "TIFF",
 )  # the only decoders for untrusted input; others run programs
 READABLE = "PNG, JPEG, WebP, BMP, GIF, PPM or TIFF"
-UNMENTIONED = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "edits.csv", "manifest.json", "masks")
+UNMENTIONED = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")
+UNMENTIONED += ("edits.csv", "manifest.json", "masks", "target_images")
 SHOWN = 5  # suffixes in a message
 MOST_PIXELS = 89_478_485  # where Pillow starts to warn: 256 MiB of RGB
 IN_USE = 3600  # seconds in which any file is written

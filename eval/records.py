@@ -150,13 +150,29 @@ class AxisRecord(TypedDict):
     header: str
 
 
+class DashedRecord(TypedDict):
+    """A second line of a curve, such as a bound: what it is, and its points."""
+
+    label: str
+    points: list[tuple[float, float]]
+
+
 class CurveRecord(TypedDict):
-    """A curve of curves.json: pairs of x and y, in the order in which they are joined."""
+    """A curve of curves.json.
+
+    points: pairs of x and y, in the order in which they are joined. panel: the setting that has a drawing of its own
+    beside those of other runs, with the same axes. label: the setting in which the runs of a drawing differ, where that
+    is shorter than the name of the run. solid: what `points` are, where there is a dashed line.
+    """
 
     title: str
     x: AxisRecord
     y: AxisRecord
     points: list[tuple[float, float]]
+    panel: NotRequired[str]
+    label: NotRequired[str]
+    solid: NotRequired[str]
+    dashed: NotRequired[DashedRecord]
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -10,7 +10,6 @@ A training that was stopped continues from its last checkpoint in ~/.cache/cycle
 import argparse
 import hashlib
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -25,8 +24,9 @@ from cyclediff.cyclediffusion import decode
 from cyclediff.data.images import to_pil, to_uint8
 from cyclediff.diffusion.denoiser import X0Denoiser
 from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
-from cyclediff.pets.networks import SIZE, X0_ERROR, PetsClassifier
-from cyclediff.pets.render import FACTORS, SPECIES, render, sample_factors
+from cyclediff.pets.attributes import ATTRIBUTES, as_judged, has_attribute
+from cyclediff.pets.networks import SIZE, X0_ERROR, PetsAttributes, PetsClassifier
+from cyclediff.pets.render import SPECIES, render, sample_factors
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.pets import DOMAIN, PetsJudge, load_pets_judge, observe
 
@@ -37,6 +37,7 @@ SEEDS = {
     "dog": 22,
     "judge": 33,
     "classifier": 44,
+    "attributes": 55,
 }  # of data, initialisation and noise; evaluation draws from other seeds
 DDPM_STEPS = 76_000  # ten times those of the first networks
 DECAY = 0.2  # share of a DDPM's steps over which its learning rate falls to 0
@@ -98,7 +99,7 @@ def train_judge(steps: int = 3000, images: int = 12_000, batch: int = 64, lr: fl
     generator = torch.Generator().manual_seed(SEEDS["judge"])
     factors = sample_factors(images, generator)
     pairs = torch.stack([render_all(factors, species) for species in SPECIES], dim=1)
-    targets = judge_targets(factors)
+    targets = as_judged(factors)
     torch.manual_seed(SEEDS["judge"])
     judge = PetsJudge()
 
@@ -140,15 +141,26 @@ def train_classifier(steps: int = 3000, images: int = 6_000, batch: int = 64, lr
     write_weights("classifier", ema, {"images": 2 * images, **record})
 
 
-def judge_targets(factors: Tensor) -> Tensor:
-    """Scalar factors scaled to [-1, 1], then each hue as (cos, sin), in the order that `PetsJudge` documents."""
-    scalars, hues = [], []
-    for value, factor in zip(factors.unbind(1), FACTORS, strict=True):
-        if factor.circular:
-            hues += [torch.cos(2 * math.pi * value), torch.sin(2 * math.pi * value)]
-        else:
-            scalars.append((2 * value - factor.low - factor.high) / (factor.high - factor.low))
-    return torch.stack(scalars + hues, dim=1)
+def train_attributes(steps: int = 4000, images: int = 12_000, batch: int = 64, lr: float = 1e-3) -> None:
+    """Train the classifier of attributes that guides sampling, on cats and dogs, half of them degraded."""
+    generator = torch.Generator().manual_seed(SEEDS["attributes"])
+    factors = sample_factors(images, generator)
+    pairs = torch.stack([render_all(factors, species) for species in SPECIES], dim=1)
+    seen = as_judged(factors)
+    targets = torch.stack([has_attribute(seen, name) for name in ATTRIBUTES], dim=1).float()
+    torch.manual_seed(SEEDS["attributes"])
+    network = PetsAttributes()
+
+    def loss() -> Tensor:
+        rows = torch.randint(images, (batch,), generator=generator)
+        dog = torch.randint(2, (batch,), generator=generator)
+        image, other = (pairs[rows, which].float() / 127.5 - 1 for which in (dog, 1 - dog))
+        image, _ = degrade(image, other, generator)
+        return F.binary_cross_entropy_with_logits(network(image), targets[rows])
+
+    groups = [{"params": list(network.parameters()), "lr": lr}]
+    ema, record = optimise("attributes", network, loss, steps, groups, generator, half_cosine(steps))
+    write_weights("attributes", ema, {"images": 2 * images, **record})
 
 
 def degrade(image: Tensor, other: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -234,6 +246,8 @@ def main() -> None:
             train_judge()
         elif name == "classifier":
             train_classifier()
+        elif name == "attributes":
+            train_attributes()
         else:
             train_diffusion(name, arguments.steps)
 

@@ -31,6 +31,7 @@ OFFICIAL = {
     "LEDITS++": "ml-research/ledits_pp@c2ccffb",
     "Prompt-to-Prompt": "google/prompt-to-prompt@9c472e4 (controllers: the notebooks of its fork)",
     "Direct inversion": "cure-lab/PnPInversion@07f97f4, with Prompt-to-Prompt and LocalBlend",
+    "Plug-and-play guidance": "ChenWu98/unified-generative-zoo@5d2b8b9, Langevin dynamics and energies, with stub energies",
     "DiffuseIT": "cyclomon/DiffuseIT@8386b9a, on small random networks",
     "CLIP scores": "ChenWu98/cycle-diffusion@3edb980, model/energy/clean_clip.py",
     "diffusers": "huggingface/diffusers 0.42.1: its pipelines under the same noise, on small random networks",

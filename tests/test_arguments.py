@@ -25,7 +25,7 @@ WORDS = (  # settings with a few allowed words, or sentences: none of them is a 
     "batch_size", "device", "dtype", "logger.mode", "noise.device", "selection.metric", "tier", "protocol.resize",
     "protocol.lpips.net", "paper.*", "*._target_", "*._convert_", "*.dtype", "*.spacing", "*.variance", "*.schedule",
     "*.attention_order", "*.timesteps", "*.attention.mode", "method.similarity_?",
-    "method.source_path", "method.base", "method.masks",
+    "method.source_path", "method.base", "method.masks", "method.guided_by", "method.sampler.kind",
 )  # fmt: skip
 
 NO_TEXT = (  # settings that are null, and otherwise a number, a word or a group

@@ -16,6 +16,7 @@ from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.prompt import Prompt
 from cyclediff.diffusion.schedule import DiffusionSchedule, FlowSchedule, alpha_bar_from_betas, linear_betas
+from cyclediff.models.splice_generator import SkipNets
 from cyclediff.runtime.meter import Meter
 
 from .guided_nets import CLIPS, smooth_features
@@ -28,7 +29,7 @@ SCHEDULE = DiffusionSchedule(ALPHA_BAR)
 FLOW = FlowSchedule(3.0)
 SIDES = {"source", "target"}
 GUIDANCE = {"extractor": tiny_classifier().features, "vit": smooth_features, "clip": CLIPS}
-GUIDANCE |= {"identity": lambda image: F.normalize(image.mean(dim=(2, 3)))}
+GUIDANCE |= {"identity": lambda image: F.normalize(image.mean(dim=(2, 3))), "generator": lambda image: image - 0.7}
 GENTLE = {  # the published weights are for real pictures; matched colours are on 8 bits, which rounding can flip
     "lambda_ssim": 1.0, "lambda_contra": 1.0, "lambda_dir_cls": 0.0, "lambda_trg": 1.0, "lambda_l2_trg": 1.0,
     "lambda_clip": 1.0, "lambda_range": 1.0, "cuts": 1, "match_colours": False, "range_restart": False,
@@ -47,13 +48,15 @@ def settings_of(file: Path, task: str = "pets_cat2dog") -> dict:
 
 def make(file: Path, task: str = "pets_cat2dog"):
     settings = settings_of(file, task)
-    needs, _ = set(settings.pop("needs")), settings.pop("conditions")
-    if settings.get("attention"):
-        control = settings["attention"]
-        settings["attention"] = get_class(control.pop("_target_"))(**control)
+    needs, _, _ = set(settings.pop("needs")), settings.pop("conditions"), settings.pop("given", None)
+    for key, value in settings.items():
+        if isinstance(value, dict) and "_target_" in value:
+            settings[key] = get_class(value.pop("_target_"))(**value)
     guidance = {name: GUIDANCE[name] for name in needs - SIDES}
-    if "vit" in needs:
+    if file.stem.startswith("diffuseit"):
         settings |= GENTLE
+    if file.stem == "splice":  # 10,000 steps of a large generator in the file
+        settings |= {"steps": 4, "generator": SkipNets((4, 4), (4, 4), (2, 2))}
     return get_class(settings.pop("_target_"))(**settings, **guidance)
 
 
@@ -135,6 +138,7 @@ EVALUATIONS = {  # of a network, of an image of pets
     "direct_inversion": 50 + 2 * 50,
     "ddcm": 2 * 12,
     "diffuseit_text": 60 + 9,
+    "diffusionclip": 39 + 40,
     "edit_friendly": 2 * 63 + 1,
     "egsde": 50,
     "egsde_dagger": 60,
@@ -171,13 +175,13 @@ def test_file_and_class_declare_the_same(file):
 NUM_STEPS = {  # published, where pets has no setting of its own
     "diffuseit_image": 200, "diffuseit_image_faces": 200,
     "direct_inversion": 50, "edit_friendly_pie": 50, "ddcm": 12, "flowedit": 50,
-    "ledits_pp": 30, "transfer_grid": 50,
+    "ledits_pp": 30, "transfer_grid": 50, "diffusionclip": 40, "splice": 4, "cut": 1, "fastcut": 1,
 }  # fmt: skip
 
 
 def test_abilities(method):
     names = {field.name for field in fields(method)}
-    assert "target" in method.needs
+    assert method.needs & {"target", "generator", "vit"}  # what it evaluates
     assert method.needs - SIDES <= names
     assert method.conditions
     assert method.conditions <= {"none", "text", "image"}
@@ -193,7 +197,8 @@ def test_starting_levels():
         "cyclediffusion": "T_es", "sdedit": "t0", "egsde": "t0", "egsde_dagger": "t0", "ddib": None, "ilvr": None,
         "diffuseit_text": "t0", "diffuseit_image": "t0", "diffuseit_text_faces": "t0", "diffuseit_image_faces": "t0",
         "direct_inversion": None, "ddcm": "t0", "edit_friendly": "t0", "edit_friendly_pie": "t0", "flowedit": "n_max",
-        "ledits_pp": "T_es", "transfer_grid": "t0",
+        "ledits_pp": "T_es", "transfer_grid": "t0", "cut": None, "fastcut": None, "splice": None,
+        "diffusionclip": None,
     }  # fmt: skip
 
 

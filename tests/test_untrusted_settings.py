@@ -47,10 +47,13 @@ def methods():
             task = "pets_edit" if name.endswith("_cac") else "pets_cat2dog"
             cfg = compose("config", [f"experiment={task}", f"method={name}"])
             node = OmegaConf.to_container(cfg.method, resolve=True)
-            del node["needs"], node["conditions"]
+            needs, _ = node.pop("needs"), node.pop("conditions")
             cls = get_class(node.pop("_target_"))
             node["attention"] = None
-            node["extractor"] = None
+            node |= {part: None for part in needs}
+            for key, value in node.items():
+                if isinstance(value, dict) and "_target_" in value:
+                    node[key] = get_class(value.pop("_target_"))(**value)
             known = {field.name for field in fields(cls)}
             found[name] = cls, {key: value for key, value in node.items() if key in known}
     return found
@@ -65,6 +68,8 @@ def test_the_published_settings_are_valid(name, methods):
 @pytest.mark.parametrize("name", METHODS)
 def test_any_value_of_a_number_makes_a_method_or_a_sentence(name, methods):
     cls, valid = methods[name]
+    if not any(kind in (int, float, bool) for kind in get_type_hints(cls).values()):
+        cls, valid = type(valid["training"]), vars(valid["training"])  # a generator's numbers are those of its training
     numbers = [key for key, kind in get_type_hints(cls).items() if kind in (int, float, bool) and key in valid]
     assert numbers
 

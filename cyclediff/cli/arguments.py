@@ -36,6 +36,8 @@ OPTIONAL = (  # the same, where null is a value, too
     "*clip.model",
     "protocol.judge",
     "method.mask",
+    "method.best_by",
+    "task.text",
     "logger.entity",
 )
 ARGUMENT = re.compile(r"([+~]{0,2}[A-Za-z_][\w./@-]*)=(.*)", re.DOTALL)

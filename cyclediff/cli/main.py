@@ -23,6 +23,7 @@ from cyclediff.data.assets import ROOT
 from cyclediff.errors import UserError
 from cyclediff.loggers import log as loggers
 from cyclediff.pets.folders import PETS
+from cyclediff.pets.styles import STYLES
 from cyclediff.runtime import distributed, stop
 from cyclediff.runtime.record import now, write_json
 from cyclediff.runtime.runner import complete
@@ -47,7 +48,7 @@ def run_one(cfg: DictConfig) -> tuple[Path, str]:
     context = Context(cfg, config_dirs(), CONFIG)
     study = get_class(cfg.study._target_)(context)
     study.needs()
-    if cfg.data.limit is not None or cfg.data.source == PETS:
+    if cfg.data.limit is not None or cfg.data.source in (PETS, STYLES):
         require_whole_number(cfg, "data.limit", 1)
     overrides = HydraConfig.get().overrides.task
     about = {

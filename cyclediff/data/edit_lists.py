@@ -15,8 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cyclediff.data.folders import EDITS, Folder, cached_folder, digest_of, plain, read_photo, sha256_of, write_edits
-from cyclediff.data.images import square, write_png
+from cyclediff.data.folders import (
+    EDITS,
+    TARGETS,
+    Folder,
+    cached_folder,
+    digest_of,
+    plain,
+    read_photo,
+    sha256_of,
+    write_edits,
+)
+from cyclediff.data.images import square, stretched, write_png
 from cyclediff.data.masks import Mask, check_runs, draw_mask
 from cyclediff.data.tables import read_table
 from cyclediff.errors import UserError
@@ -26,7 +36,7 @@ FORMATS = (
     "CycleDiffusion's translate-text.json, PIE-Bench's mapping_file.json or a CSV in UTF-8 with the columns image, "
     "source and target"
 )
-NEEDED, EXTRA = ("image", "source", "target"), ("id", "category", "mask")  # columns of a CSV
+NEEDED, EXTRA = ("image", "source", "target"), ("id", "category", "mask", "target_image")  # columns of a CSV
 PIE_CATEGORIES = (  # by editing_type_id
     "random",
     "change-object",
@@ -52,6 +62,7 @@ class EditTuple:
         target: what should be on it.
         category: the kind of edit, where the list has it.
         mask: where it may change, if the list says.
+        target_image: a picture to whose style it is led, if the list has one.
     """
 
     id: str
@@ -60,6 +71,7 @@ class EditTuple:
     target: str
     category: str = ""
     mask: Mask | None = None
+    target_image: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,7 @@ class _Row:
     target: str
     category: str = ""
     mask: str | tuple[int, ...] | None = None
+    target_image: str | None = None
 
 
 def read_edit_list(path: Path) -> EditList:
@@ -96,11 +109,11 @@ def read_edit_list(path: Path) -> EditList:
     Args:
         path: translate-text.json (images below its folder or the folder above, as in CycleDiffusion's repository),
             mapping_file.json (images below annotation_images beside it, or below its folder) or a CSV with the columns
-            image, source, target and, if wanted, id, category and mask (images below its folder).
+            image, source, target and, if wanted, id, category, mask and target_image (images below its folder).
 
     Raises:
         UserError: if the list is malformed or empty, a text is blank, an id comes twice, an image lies elsewhere, none
-            of the images is there, or a mask is not there.
+            of the images is there, or a mask or target image is not there.
     """
     text = _read_text(path)
     folder = Path(os.path.abspath(path)).parent
@@ -115,7 +128,15 @@ def read_edit_list(path: Path) -> EditList:
     _refuse_equal_ids(rows)
     images = [_find(row.image, "image", row.where, places) for row in rows]
     found = tuple(
-        EditTuple(row.id, image, row.source, row.target, row.category, _find_mask(row, places))
+        EditTuple(
+            row.id,
+            image,
+            row.source,
+            row.target,
+            row.category,
+            row.mask if not isinstance(row.mask, str) else _found(row.mask, "mask", row.where, places),
+            row.target_image and _found(row.target_image, "target image", row.where, places),
+        )
         for row, image in zip(rows, images, strict=True)
         if image
     )
@@ -148,11 +169,13 @@ def prepare_edits(edits: EditList, limit: int | None, size: int, resize: str, ca
     hashes = {path: sha256_of(path) for path in paths}
     content = [
         (edit.id, hashes[edit.image], edit.source, edit.target, edit.category,
-         sha256_of(edit.mask) if isinstance(edit.mask, Path) else edit.mask)
+         sha256_of(edit.mask) if isinstance(edit.mask, Path) else edit.mask,
+         edit.target_image and sha256_of(edit.target_image))
         for edit in chosen
     ]  # fmt: skip
     digest = digest_of({"edits": content, "size": size, "resize": resize})
     masks = {edit.id: f"masks/{edit.id}.png" for edit in chosen if edit.mask is not None}
+    targets = {edit.id: f"{TARGETS}/{edit.id}.png" for edit in chosen if edit.target_image}
 
     def draw(target: Path) -> None:
         drawn: dict[Path, Path] = {}
@@ -166,10 +189,16 @@ def prepare_edits(edits: EditList, limit: int | None, size: int, resize: str, ca
             if edit.mask is not None:
                 (target / "masks").mkdir(exist_ok=True)
                 write_png(draw_mask(edit.mask, edit.image, size), target / masks[edit.id])
-        rows = [(edit.id, edit.source, edit.target, edit.category, masks.get(edit.id, "")) for edit in chosen]
+            if edit.target_image:
+                (target / TARGETS).mkdir(exist_ok=True)
+                write_png(stretched(read_photo(edit.target_image), size), target / targets[edit.id])
+        rows = [
+            (edit.id, edit.source, edit.target, edit.category, masks.get(edit.id, ""), targets.get(edit.id, ""))
+            for edit in chosen
+        ]
         write_edits(rows, target / EDITS)
 
-    ids, extra = tuple(edit.id for edit in chosen), (EDITS, *masks.values())
+    ids, extra = tuple(edit.id for edit in chosen), (EDITS, *masks.values(), *targets.values())
     return cached_folder(cache / f"{edits.name}-{digest}", ids, edits.name, digest, draw, extra)
 
 
@@ -234,9 +263,9 @@ def _own(text: str, path: Path) -> list[_Row]:
     rows = []
     for where, cells in read_table(text, path, NEEDED, EXTRA):
         image, source, target = _fields(cells, NEEDED, where)
-        own, category, mask = (cells.get(name, "").strip() for name in EXTRA)
+        own, category, mask, target_image = (cells.get(name, "").strip() for name in EXTRA)
         row_id = _checked_id(own, where) if own else _numbered(len(rows), image)
-        rows.append(_Row(where, row_id, image, source, target, category, mask or None))
+        rows.append(_Row(where, row_id, image, source, target, category, mask or None, target_image or None))
     return rows
 
 
@@ -293,12 +322,11 @@ def _find(name: str, what: str, where: str, places: Sequence[Path]) -> Path | No
         raise UserError(f"{where}: {name[:80]!r} is no usable path ({str(error)[:80]}); fix it") from error
 
 
-def _find_mask(row: _Row, places: Sequence[Path]) -> Mask | None:
-    if not isinstance(row.mask, str):
-        return row.mask
-    found = _find(row.mask, "mask", row.where, places)
+def _found(name: str, what: str, where: str, places: Sequence[Path]) -> Path:
+    """A file that must be there, see `_find`."""
+    found = _find(name, what, where, places)
     if found is None:
         raise UserError(
-            f"{row.where}: the mask {row.mask!r} is not there; put it below {places[-1]}, or leave the cell empty"
+            f"{where}: the {what} {name!r} is not there; put it below {places[-1]}, or leave the cell empty"
         )
     return found

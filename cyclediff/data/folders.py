@@ -17,7 +17,8 @@ from cyclediff.errors import UserError
 from eval import files
 
 EDITS = "edits.csv"  # texts and masks in a prepared folder of edits
-EDIT_COLUMNS = ("id", "source", "target", "category", "mask")
+TARGETS = "target_images"  # folder of target images beside it
+EDIT_COLUMNS = ("id", "source", "target", "category", "mask", "target_image")
 
 
 @dataclass(frozen=True)

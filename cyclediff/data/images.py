@@ -123,6 +123,11 @@ def read_batch(paths: list[Path]) -> "Tensor":
     return torch.stack([torch.from_numpy(np.array(read_rgb(path))) for path in paths]).permute(0, 3, 1, 2)
 
 
+def stretched(image: Image.Image, size: int) -> Image.Image:
+    """An image resized to a square with Lanczos, whatever its shape: as DiffuseIT prepares target images."""
+    return image.resize((size, size), Image.Resampling.LANCZOS)
+
+
 def read_mask(path: Path, size: int) -> "Tensor":
     """A mask from a picture, prepared as source images are: its centred square, resized to the nearest pixels.
 

@@ -71,7 +71,7 @@ def prepare_pet_edits(count: int, size: int, cache: Path) -> tuple[Folder, Folde
         (target / "masks").mkdir()
         changed = (before != after).any(1, keepdim=True).byte() * 255
         _write(changed.expand_as(before), ids, target / "masks")
-        rows = [(i, e.source_text, e.target_text, e.trait, m) for i, e, m in zip(ids, edits, masks, strict=True)]
+        rows = [(i, e.source_text, e.target_text, e.trait, m, "") for i, e, m in zip(ids, edits, masks, strict=True)]
         write_edits(rows, target / EDITS)
 
     def draw_target(target: Path) -> None:

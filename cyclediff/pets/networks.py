@@ -1,7 +1,9 @@
 """The networks of pets, the synthetic benchmark: DDPMs and EGSDE's classifier, small enough for two CPU cores."""
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -16,6 +18,7 @@ from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.inference import for_inference
 from cyclediff.models.pixel import PixelModel
 from cyclediff.models.weights import load_weights
+from cyclediff.pets.attributes import ATTRIBUTES
 
 SIZE = 64
 PATCH = 4
@@ -120,6 +123,54 @@ class PetsClassifier(nn.Module):
     def forward(self, xt: Tensor, t: Tensor) -> Tensor:
         """Logits of cat and dog, (n, 2)."""
         return self.network(F.pixel_unshuffle(xt, PATCH), t)
+
+
+class PetsAttributes(nn.Module):
+    """Which `ATTRIBUTES` an animal at 64×64 has: the classifier of plug-and-play guidance.
+
+    It shares nothing with the judge but the words, so that the judge can say whether guidance by it worked.
+    """
+
+    def __init__(self):
+        super().__init__()
+        widths = (3, 24, 48, 72)
+        stages = [
+            nn.Sequential(nn.Conv2d(i, o, 5, stride=2, padding=2), nn.GroupNorm(6, o), nn.GELU())
+            for i, o in pairwise(widths)
+        ]
+        self.body = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        self.head = nn.Sequential(nn.Linear(widths[-1] * 16, 96), nn.GELU(), nn.Linear(96, len(ATTRIBUTES)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images (n, 3, 64, 64) in [-1, 1] → logits (n, len(ATTRIBUTES))."""
+        return self.head(self.body(image))
+
+
+@dataclass(frozen=True, eq=False)
+class AttributeClassifiers:
+    """Classifiers of the attributes that guidance can want.
+
+    Args:
+        classifiers: by attribute: what `prepare` makes of images → logit of presence, (n,).
+        prepare: images (n, 3, h, w) in [0, 1] → the classifiers' input.
+    """
+
+    classifiers: Mapping[str, Callable[[Tensor], Tensor]]
+    prepare: Callable[[Tensor], Tensor]
+
+
+@cache
+def load_attributes(path: str, device: str = "cpu") -> AttributeClassifiers:
+    """The shipped classifier of attributes; loaded once per process."""
+    network = PetsAttributes()
+    load_weights(network, load_file(path), path)
+    network.eval().requires_grad_(False).to(device)
+    logits = {name: partial(_logit, network, index) for index, name in enumerate(ATTRIBUTES)}
+    return AttributeClassifiers(logits, lambda images: 2 * images - 1)
+
+
+def _logit(network: PetsAttributes, index: int, images: Tensor) -> Tensor:
+    return network(images)[:, index]
 
 
 @cache

@@ -58,6 +58,27 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Tensors:
+    """A tensor of each item, `<folder>/<id>.safetensors`, under the key "code"."""
+
+    folder: str
+
+    def whole(self, run: Path, items: Iterable[str]) -> set[str]:
+        """Items whose file is as long as its header says."""
+        return {item for item in items if is_whole_safetensors(run / self.folder / f"{item}.safetensors")}
+
+    def write(self, run: Path, item: str, content: "Tensor", rank: int) -> None:
+        """Write a file, whole or not at all."""
+        from safetensors.torch import save
+
+        write_atomically(save({"code": content.contiguous().cpu()}), run / self.folder / f"{item}.safetensors")
+
+    def close(self, run: Path) -> str | None:
+        """The files are in their final form."""
+        return None
+
+
+@dataclass(frozen=True)
 class Rows:
     """Some rows of numbers of each item: `<name>.jsonl` while the run lasts, then `<name>.parquet`."""
 
@@ -107,6 +128,17 @@ class Rows:
             for row in parquet.read_table(path).to_pylist():
                 found.setdefault(row.pop("id"), []).append(row)
         yield from found.items()
+
+
+def is_whole_safetensors(path: Path) -> bool:
+    """Whether a file of tensors is there and not cut."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def log_of(run: Path, name: str, rank: int) -> Path:

@@ -27,6 +27,7 @@ CANNOT_CHANGE = {  # pattern of settings → why they can change neither artifac
     "protocol.inputs": "as task.inputs",
     "method.needs": "what the class declares; a difference is refused",
     "method.conditions": "as method.needs",
+    "method.given": "as method.needs",
     "batch_size": "rounding only: README, Runs, says how much",
     "device": "rounding only; noise.device, which decides the noise, is part of the identity",
     "logger.*": "shows what is on disk",

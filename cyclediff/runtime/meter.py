@@ -12,7 +12,7 @@ from torch import Tensor
 from cyclediff.errors import UserError
 from cyclediff.runtime.profiling import Profile
 
-Network = Callable[..., Tensor]  # (x_t, t, …) → its prediction or features, a row for each of x_t's
+Network = Callable[..., Tensor]  # (x_t, t, …) or (image) → its prediction or features, a row for each of x_t's
 
 
 class Meter:
@@ -52,10 +52,10 @@ class Meter:
         """The same network, counted here; the name is for messages."""
         return partial(self._evaluate, network, name)
 
-    def _evaluate(self, network: Network, name: str, xt: Tensor, t: Tensor, *more: Any) -> Tensor:
+    def _evaluate(self, network: Network, name: str, xt: Tensor, *more: Any) -> Tensor:
         began = time.perf_counter()
         with self.stage(f"{name} network"):
-            out = network(xt, t, *more)
+            out = network(xt, *more)
         self.seconds += time.perf_counter() - began
         self.forwards += len(xt)
         if out.requires_grad:
@@ -68,8 +68,9 @@ class Meter:
             which = (
                 f"image {self.ids[row]}" if len(out) == len(self.ids) else f"one of the images {', '.join(self.ids)}"
             )
+            when = f" at timestep {int(more[0][row])}" if more else ""
             raise UserError(
-                f"the {name} network gave NaN or Inf for {which} at timestep {int(t[row])}; finished images are kept, "
+                f"the {name} network gave NaN or Inf for {which}{when}; finished images are kept, "
                 "check method.* and the weights, and instead of float16 try dtype=bfloat16 or dtype=float32"
             )
         return out

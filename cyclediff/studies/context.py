@@ -63,7 +63,7 @@ def build_method(cfg: DictConfig, guidance: dict[str, Any]) -> Any:
     """
     settings: Any = OmegaConf.to_container(cfg.method, resolve=True)
     cls = get_class(settings.pop("_target_"))
-    declared = {key: frozenset(settings.pop(key)) for key in ("needs", "conditions")}
+    declared = {key: frozenset(settings.pop(key)) for key in ("needs", "conditions", "given") if key in settings}
     for key, value in settings.items():
         if isinstance(value, dict) and "_target_" in value:
             settings[key] = build(get_class(value.pop("_target_")), value)

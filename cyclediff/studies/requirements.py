@@ -11,6 +11,7 @@ from cyclediff.data.assets import Asset, fingerprint, locate, missing_screen
 from cyclediff.data.hub import commit_of
 from cyclediff.errors import UserError
 from cyclediff.pets.folders import PETS
+from cyclediff.pets.styles import STYLES
 
 HUB_LOADERS = ("load_diffusers", "load_text_to_image")  # loaders that also take the id of a repository of the hub
 
@@ -166,7 +167,7 @@ def require_files(
     """
     paths = {part: locate(node.path) for part, node in nodes.items() if node.path}
     own = [folder for part in ("source", "reference") if (folder := cfg.data[part]) == cfg.task[part]]
-    folders = [locate(folder) for folder in own if folder and folder != PETS]
+    folders = [locate(folder) for folder in own if folder and folder not in (PETS, STYLES)]
     hub = {part for part in paths if str(nodes[part].get("_target_")).endswith(HUB_LOADERS)}
     used = [paths[part] for part in parts if part in paths and part not in hub]
     if all(path.exists() for path in [*folders, *used]):

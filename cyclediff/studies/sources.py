@@ -11,6 +11,7 @@ from cyclediff.data.assets import locate
 from cyclediff.data.edit_lists import prepare_edits, read_edit_list
 from cyclediff.data.folders import Expected, Folder, check_dataset, prepare_photos, raw_folder
 from cyclediff.pets.folders import PETS, prepare_pet_edits, prepare_pets
+from cyclediff.pets.styles import STYLES, prepare_pet_styles
 
 if TYPE_CHECKING:
     import torch
@@ -114,6 +115,8 @@ def prepare_texts_and_images(cfg: DictConfig, cache: Path) -> Sources:
     limit: Any = data.limit
     if data.source == PETS:
         return Sources(*prepare_pet_edits(limit, protocol.size, cache), None, None)
+    if data.source == STYLES:
+        return Sources(*prepare_pet_styles(limit, protocol.size, cache), None, None)
     edits = read_edit_list(locate(data.source))
     source = prepare_edits(edits, limit, protocol.size, protocol.resize, cache)
     whole = edits.name if limit is None and not edits.missing and data.source == cfg.task.source else None

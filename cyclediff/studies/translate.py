@@ -1,13 +1,14 @@
 """study=translate: images of one domain become images of another, by networks on pixels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cyclediff.data.assets import file_sha256, locate
 from cyclediff.errors import UserError
+from cyclediff.pets.folders import PETS
 from cyclediff.runtime import distributed
 from cyclediff.runtime.artifacts import Artifact, Pictures
 from cyclediff.runtime.identity import artifact_settings
@@ -15,7 +16,8 @@ from cyclediff.runtime.settings import require_whole_number
 from cyclediff.runtime.study import Execution, Items, Scored
 from cyclediff.studies import requirements, scoring
 from cyclediff.studies.context import Context, build_method, load_network, require_image_size
-from cyclediff.studies.sources import Sources, prepare_images
+from cyclediff.studies.given import Given
+from cyclediff.studies.sources import Sources, prepare_images, prepare_texts_and_images
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from cyclediff.runtime.meter import Meter
 
 SIDES = ("source", "target")
-NODES = {"source": "source_model", "target": "target_model", "extractor": "extractor"}  # part → key of the task
+NODES = {  # part → key of the task
+    "source": "source_model", "target": "target_model",
+    "extractor": "extractor", "vit": "vit", "clip": "clip", "identity": "identity",
+}  # fmt: skip
 
 
 class Translate:
@@ -35,12 +40,13 @@ class Translate:
 
     def __init__(self, context: Context):
         self.context, self.cfg = context, context.cfg
+        self.given = Given(self.cfg, context.prepared)
         self._protocol: Any = None
 
     @cached_property
     def nodes(self) -> dict[str, Any]:
         """Configuration of the task's networks, by their part."""
-        return {part: self.cfg.task[key] for part, key in NODES.items()}
+        return {part: node for part, key in NODES.items() if (node := self.cfg.task.get(key))}
 
     @property
     def artifacts(self) -> Mapping[str, Artifact]:
@@ -55,22 +61,21 @@ class Translate:
     def needs(self) -> None:
         """See `Study.needs`."""
         cfg, dirs = self.cfg, self.context.config_dirs
-        requirements.require_items(cfg, ["image"], self.name)
+        requirements.require_items(cfg, ["image", "texts"] if self.given.listed else ["image"], self.name)
         requirements.require_condition(
             cfg,
             "none",
             dirs,
             "needs a text-to-image model (experiments such as pets_edit)",
         )
+        self.given.require()
         if cfg.inside_masks:
-            raise UserError(
-                "inside_masks is for editing tasks; leave it out, or use method=sdedit method.mask=FILE"
-            )
+            raise UserError("inside_masks is for editing tasks; leave it out, or use method=sdedit method.mask=FILE")
         if cfg.method.get("mask") is not None and not locate(str(cfg.method.mask)).is_file():
             raise UserError(
                 f"method.mask={cfg.method.mask} does not exist; name a picture, white where images are kept"
             )
-        if cfg.task.synthetic:
+        if cfg.data.reference == PETS:
             require_whole_number(cfg, "task.reference_count", 2)
         needed = requirements.declared(cfg).needs
         requirements.require_network_nodes(cfg, self.nodes, needed, dirs, "none")
@@ -81,7 +86,10 @@ class Translate:
     @cached_property
     def sources(self) -> Sources:
         """The prepared images."""
-        return prepare_images(self.cfg, self.context.prepared)
+        prepare = prepare_texts_and_images if self.given.listed else prepare_images
+        found = prepare(self.cfg, self.context.prepared)
+        self.given.require_each(found)
+        return found
 
     @cached_property
     def weights(self) -> dict[str, requirements.Weights]:
@@ -108,7 +116,8 @@ class Translate:
         """See `Study.identity`."""
         unused = [f"task.{key}.*" for part, key in NODES.items() if part not in self.weights]
         settings = artifact_settings(self.cfg, unused)
-        return settings | self.mask | {"weights": self.fingerprints, "data": self.sources.identity()}
+        more = {**self.mask, **self.given.identity(self.sources)}
+        return settings | more | {"weights": self.fingerprints, "data": self.sources.identity()}
 
     def score_identity(self) -> Mapping[str, Any]:
         """See `Study.score_identity`."""
@@ -200,7 +209,7 @@ class Translate:
         from cyclediff.data.images import to_uint8
 
         denoisers = {side: meter.watch(model.condition(), side) for side, model in self.models.items()}
-        guidance = {p: meter.count(getattr(self.method, p), p) for p in self.method.needs if p not in SIDES}
+        guidance = {p: counted(getattr(self.method, p), p, meter) for p in self.method.needs if p not in SIDES}
         method = replace(self.method, **guidance) if guidance else self.method
         images = self._translated(method, denoisers, ids, inputs, execution, meter)
         return [{"images": image} for image in to_uint8(images, ids)]
@@ -221,8 +230,9 @@ class Translate:
         model = self.models["target"]
         with meter.stage("encoder"):
             x0 = model.encode(from_uint8(inputs.to(execution.device, non_blocking=True)), noise)
+        given = self.given.read(self.sources, ids, execution.device)
         try:
-            out = method(x0, denoisers.get("source"), denoisers["target"], noise)
+            out = method(x0, denoisers.get("source"), denoisers["target"], noise, **given)
         except ValueError as error:
             raise UserError(str(error)) from error
         if not out.isfinite().all():
@@ -237,3 +247,16 @@ class Translate:
         """Score the pictures."""
         pictures, more = folder / "images", scoring.seconds_of(batches, self.sources.source.ids)
         return scoring.score_pictures(pictures, self.sources, self.protocol(device), self.context.cache, more)
+
+
+def counted(network: Any, part: str, meter: "Meter") -> Any:
+    """A guidance network, or several, with every evaluation counted.
+
+    Args:
+        network: a function, a dataclass with a field `network`, or a sequence of such.
+        part: what it is for, for messages.
+        meter: of the batch.
+    """
+    if isinstance(network, Sequence):
+        return [counted(one, part, meter) for one in network]
+    return meter.watch(network, part) if is_dataclass(network) else meter.count(network, part)

@@ -92,35 +92,57 @@ class Line:
         label: what it is of.
         style: number of its colour and shape.
         points: (x, y) of each, in the order in which they are joined; those that are not finite are left out.
+        dashed: whether it is dashed, and has no marker.
     """
 
     label: str
     style: int
     points: Sequence[Point]
+    dashed: bool = False
 
 
-def draw_lines(lines: Sequence[Line], x: str, y: str) -> str:
+def draw_lines(lines: Sequence[Line], x: str, y: str, among: Sequence[Line] = ()) -> str:
     """An <svg> element with axes and lines, each with a marker at its end; "" if no line has a finite point.
+
+    The horizontal axis is linear. The vertical one is logarithmic as in `draw_chart`. It is also where dashed lines go
+    more than 20 times as high as the others, which would lie on the ground; values of 0 and less are then left out.
 
     Args:
         lines: of one chart.
         x: name of the horizontal axis, with the unit.
         y: of the vertical one.
+        among: lines of the drawings beside it, which have the same axes.
     """
-    found = [(line, [point for point in line.points if all(map(math.isfinite, point))]) for line in lines]
-    found = [(line, points) for line, points in found if points]
+
+    def finite(line: Line) -> list[Point]:
+        return [point for point in line.points if all(map(math.isfinite, point))]
+
+    held = [*lines, *among]
+    tops = [[point[1] for line in held if line.dashed is dashed for point in finite(line)] for dashed in (False, True)]
+    solid, dashed = (max(values, default=0.0) for values in tops)
+    positive = dashed > 20 * solid > 0
+
+    def drawn(line: Line) -> list[Point]:
+        return [point for point in finite(line) if point[1] > 0 or not positive]
+
+    found = [(line, points) for line in lines if (points := drawn(line))]
     if not found:
         return ""
-    ends = [[point[k] for _, points in found for point in points] for k in (0, 1)]
-    across, up = _Span.around(ends[0], LEFT, WIDTH - RIGHT), _Span.around(ends[1], HEIGHT - BOTTOM, TOP)
+    xs, ys = zip(*(point for line in held for point in drawn(line)), strict=True)
+    across = _Span.around(xs, LEFT, WIDTH - RIGHT, linear=True)
+    up = _Span.around(ys, HEIGHT - BOTTOM, TOP)
     svg = Element("svg", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
     svg.set("aria-label", f"{y} against {x}: {', '.join(dict.fromkeys(line.label for line, _ in found))}")
     _draw_axes(svg, (across, up), (x, y), ("", ""))
     for line, points in found:
         group = SubElement(svg, "g", {"class": f"s{line.style % COLOURS}"})
         places = [(across.at(point[0]), up.at(point[1])) for point in points]
-        SubElement(group, "path", {"class": "curve", "d": "M" + "L".join(map(_xy, places))})
-        _draw_marker(group, line.style, places[-1], line.label)
+        path = SubElement(group, "path", {"class": f"curve{' dashed' * line.dashed}"})
+        path.set("d", "M" + "L".join(map(_xy, places)))
+        if line.dashed:
+            SubElement(path, "title").text = line.label
+        else:
+            _draw_marker(group, line.style, places[-1], line.label)
     return tostring(svg, encoding="unicode")
 
 
@@ -158,9 +180,9 @@ class _Span:
     end: float
 
     @classmethod
-    def around(cls, values: Iterable[float], start: float, end: float) -> "_Span":
+    def around(cls, values: Iterable[float], start: float, end: float, linear: bool = False) -> "_Span":
         low, high = min(values := list(values)), max(values)
-        if low > 0 and high > 20 * low:
+        if low > 0 and high > 20 * low and not linear:
             return cls(low / 1.2, high * 1.2, True, start, end)
         tiny = high - low < 1e-6 * abs(high)  # such as the interval of a single image, rounding alone
         margin = (0.07 * abs(high) if tiny else 0.07 * (high - low)) or 1.0

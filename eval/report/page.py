@@ -8,14 +8,14 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.files import write_atomically
-from eval.records import CurveRecord
-from eval.report.charts import COLOURS, Axis, Line, draw_chart, draw_lines, shape_of
+from eval.report.charts import Axis, draw_chart
 from eval.report.comparison import format_support
+from eval.report.curves import draw_curves, legend_entry
 from eval.report.gallery import list_pngs, make_gallery, readable
 from eval.report.rows import Entry, Running, TableRow
 from eval.report.sections import (
@@ -113,7 +113,7 @@ def _view(section: Section) -> dict[str, Any]:
         "rows": rows,
         "marks": {cell["mark"] for row in rows for cell in row["cells"]},
         "spread": spreads_of(section.rows),
-        "curves": _curves(section.rows),
+        "curves": draw_curves(section.rows),
         "runs": [_provenance(row.label, entry) for row in section.rows for entry in row.entries],
         **_charts(section),
     }
@@ -138,7 +138,7 @@ def _protocol(section: Section, column: Column) -> str:
 
 def _charts(section: Section) -> dict[str, Any]:
     """Realism against faithfulness, and each of both against the cost: a drawing per pair of axes."""
-    shown = {column.key for column in section.columns}
+    shown = {column.key for column in section.columns} if section.picture else set()  # an analysis is of no quality
     metrics = [column for column in metric_columns(section.rows) if column.key in shown]
     realism = [column for column in metrics if column.key in REALISM]
     faithfulness = [column for column in metrics if column.key not in REALISM]
@@ -166,36 +166,11 @@ def _chart(section: Section, x: Column, y: Column, styles: dict[str, int], area:
     across, up = (Axis(c.header, bool(c.higher), c.digits, c.scale) for c in (x, y))
     areas = shares(found, (across.higher, up.higher)) if area else None
     legend = [
-        _legend(curve.method, styles[curve.method], f"{100 * areas[k]:.0f} %" if areas else "")
+        legend_entry(curve.method, styles[curve.method], f"{100 * areas[k]:.0f} %" if areas else "")
         for k, curve in enumerate(found)
     ]
     svg = Markup(draw_chart(found, across, up, styles)) if found else ""
     return {"x": x.key, "y": y.key, "svg": svg, "legend": legend, "areas": areas is not None}
-
-
-def _curves(rows: Sequence[TableRow]) -> list[dict[str, Any]]:
-    """A chart of each curve that a row has, with a line for each run."""
-    from markupsafe import Markup
-
-    known: list[list[Mapping[str, CurveRecord]]] = [list(row.curves()) for row in rows]
-    charts = []
-    for name in dict.fromkeys(name for seeds in known for one in seeds for name in one):
-        found = [
-            (row.label, style, one[name])
-            for style, (row, seeds) in enumerate(zip(rows, known, strict=True))
-            for one in seeds
-            if name in one
-        ]
-        first = found[0][2]
-        lines = [Line(label, style, [(x, y) for x, y in curve["points"]]) for label, style, curve in found]
-        svg = Markup(draw_lines(lines, first["x"]["header"], first["y"]["header"]))
-        legend = [_legend(label, style) for label, style in dict.fromkeys((label, style) for label, style, _ in found)]
-        charts.append({"title": first["title"], "svg": svg, "legend": legend, "areas": False})
-    return charts
-
-
-def _legend(name: str, style: int, share: str = "") -> dict[str, Any]:
-    return {"method": name, "colour": style % COLOURS, "shape": shape_of(style), "share": share}
 
 
 def _provenance(label: str, entry: Entry) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def _section(entries: list[Entry], picture: str | None, paper: Paper, claims: li
     alike = len(ways) == 1
     label_rows(rows, with_selection=not alike)
     label_rows(runs, with_selection=not alike)
-    rows.sort(key=lambda row: _natural(row.label))
+    rows.sort(key=lambda row: natural(row.label))
     mark(rows)
     columns = [column for column in metric_columns(rows) if any(row.values[column.key] is not None for row in rows)]
     notes = [f"{column.title}: {first.scores['metrics'][column.key]['protocol']}" for column in columns]
@@ -222,7 +222,7 @@ def _with_different_titles(sections: list[Section]) -> list[Section]:
     return found
 
 
-def _natural(label: str) -> list[str]:
+def natural(label: str) -> list[str]:
     """A key that sorts the numbers in labels as numbers."""
     return [f"{float(part):012.4f}" if part[:1].isdigit() else part for part in re.split(r"(\d+(?:\.\d+)?)", label)]
 
