@@ -29,6 +29,14 @@ def test_the_loss_falls_and_colours_move():
     assert (network(STRUCTURE).mean() - appearance.mean()).abs() < 0.1
 
 
+def test_the_whole_image_is_looked_at_from_the_first_step_on():
+    rng = torch.Generator().manual_seed(1)
+    found = optimise(NETS(rng), STRUCTURE, APPEARANCE, how(steps=5, entire_every=2), rng)
+    names = [set(losses) for losses in found]
+    assert ["entire_cls" in one for one in names] == [True, False, True, False, True]
+    assert ["identity" in one for one in names] == [False, True, True, True, True]
+
+
 def test_crops():
     rng, sizes, mirrored, augmented = torch.Generator().manual_seed(1), set(), 0, 0
     ramp = torch.arange(60.0).expand(1, 3, 40, 60) / 60

@@ -34,6 +34,7 @@ OPTIONAL = (  # the same, where null is a value, too
     "*.state_dict",
     "*.variant",
     "*clip.model",
+    "*vit.model",
     "protocol.judge",
     "method.mask",
     "method.best_by",

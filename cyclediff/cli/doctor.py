@@ -20,16 +20,13 @@ from rich import box
 from rich.table import Table
 
 from cyclediff.data.assets import locate
-from cyclediff.pets.folders import PETS
-from cyclediff.pets.styles import STYLES
 from cyclediff.runtime.record import PACKAGES
-from cyclediff.studies.requirements import HUB_LOADERS, MethodFile, method_files
+from cyclediff.studies.requirements import HUB_LOADERS, NO_FOLDER, MethodFile, method_files
 from eval import terminal
 
 MORE_PACKAGES = ("transformers", "open_clip_torch", "wandb")
 KEYS = {"source_model": "source", "target_model": "target", "ranking_clip": "ranking"}  # of a task → part
 SCORES = {"features": "features", "scorer": "clip"}  # part → key of a protocol
-RENDERED = (PETS, STYLES, "noise")  # data that is no folder
 SIZES = {"B": "base", "L": "large"}  # letters of OpenAI's ViT-B-32 and ViT-L-14 → the hub's names
 
 
@@ -185,7 +182,7 @@ def inspect(name: str, config_dir: str, overrides: Sequence[str] = ()) -> Experi
     methods = tuple(str(cfg.hydra.sweeper.params.get("method", cfg.method.name)).split(","))
     files = method_files([config_dir])
     parts = _weights(cfg)
-    folders = {locate(f) for key in ("source", "reference") if (f := cfg.data[key]) and f not in RENDERED}
+    folders = {locate(f) for key in ("source", "reference") if (f := cfg.data[key]) and f not in NO_FOLDER}
     here = {part for part, (path, hub) in parts.items() if hub or path.exists()}
     whole = all(folder.exists() for folder in folders)
     used = set().union(*(_parts_of(files[method], cfg) for method in methods)) & parts.keys()
@@ -223,7 +220,8 @@ def _compose(config_dir: str, overrides: list[str]) -> DictConfig:
 
 def _weights(cfg: DictConfig) -> dict[str, tuple[Path, str | None]]:
     """The files of weights of an experiment by their part, and the repository where a file is one of the hub's."""
-    nodes = {KEYS.get(key, key): node for key, node in cfg.task.items() if isinstance(node, DictConfig) and "path" in node}
+    networks = {key: node for key, node in cfg.task.items() if isinstance(node, DictConfig) and "path" in node}
+    nodes = {KEYS.get(key, key): node for key, node in networks.items()}
     nodes |= {part: cfg.protocol[key] for part, key in SCORES.items() if cfg.protocol[key]}
     return {part: (locate(node.path), _repository(node)) for part, node in nodes.items() if node.path}
 

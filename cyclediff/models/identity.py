@@ -110,6 +110,12 @@ def load_ir_se50(path: str, device: str = "cpu") -> IRSE50:
     return network.eval().requires_grad_(False).to(device)
 
 
+def load_faces(path: str, device: str = "cpu") -> Callable[[Tensor], Tensor]:
+    """The same for aligned images of any size (n, 3, h, w) in [-1, 1] → features (n, 512)."""
+    network = load_ir_se50(path, device)
+    return lambda images: network(cut_face(images))
+
+
 def cut_face(images: Tensor) -> Tensor:
     """Aligned pictures of any size (n, 3, h, w), of any range → faces (n, 3, 112, 112), as pSp and e4e cut them."""
     if images.shape[2] != WHOLE:

@@ -1,6 +1,6 @@
 """Settings of the configuration: numbers in range, objects with the right types, and mistakes as one sentence."""
 
-import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, get_type_hints
@@ -56,7 +56,7 @@ def build(cls: type, settings: dict[str, Any]) -> Any:
             wrong = not isinstance(settings[key], allowed) or (isinstance(settings[key], bool) and kind is not bool)
             if wrong:
                 raise UserError(f"method.{key} must be of type {kind.__name__}; got {settings[key]!r}")
-            if kind is float and not math.isfinite(settings[key]):
+            if kind is float and not abs(settings[key]) <= sys.float_info.max:
                 raise UserError(f"method.{key} must be a finite number; got {settings[key]}")
     try:
         return cls(**settings)

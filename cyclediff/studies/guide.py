@@ -14,7 +14,7 @@ from cyclediff.pets.folders import PETS, prepare_pets
 from cyclediff.runtime.artifacts import Artifact, Pictures, Rows, Tensors
 from cyclediff.runtime.identity import artifact_settings
 from cyclediff.runtime.record import hash_of
-from cyclediff.runtime.settings import require_whole_number, user_errors
+from cyclediff.runtime.settings import build, require_whole_number, user_errors
 from cyclediff.runtime.study import Execution, Items, Scored
 from cyclediff.studies import requirements
 from cyclediff.studies.context import Context, load_network, require_image_size
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from cyclediff.runtime.meter import Meter
 
 NODES = {"target": "target_model"} | {name: name for name in ENERGIES}  # part → key of the task
-NOISE = "noise"  # as a data source
 METHODS = "unguided, guided_by_classifier, guided_by_clip or guided_by_identity"
 
 
@@ -92,7 +91,7 @@ class Guide:
     def start_images(self) -> Folder | None:
         """The images to start from; None for noise."""
         source, size, limit = self.cfg.data.source, self.cfg.protocol.size, self.cfg.data.limit
-        if source == NOISE:
+        if source == requirements.NOISE:
             return None
         if source == PETS:
             return prepare_pets(self.cfg.task.target_domain, "source", limit, size, self.context.prepared)
@@ -156,16 +155,12 @@ class Guide:
             self._require_species()
 
     def _guidance(self) -> "Guidance | None":
-        """The settings of the chain; None for sampling without one.
-
-        Raises:
-            ValueError: if one is out of range.
-        """
+        """The settings of the chain; None for sampling without one."""
         from cyclediff.guidance import Guidance
 
         method: Any = OmegaConf.to_container(self.cfg.method, resolve=True)
         keys = ("step_size", "steps", "weights", "prior_weight", "best_by", "judge_last")
-        return Guidance(**{key: method[key] for key in keys}) if method["weights"] else None
+        return build(Guidance, {key: method[key] for key in keys}) if method["weights"] else None
 
     def white_box(self, denoiser: Any) -> "WhiteBox":
         """The generator."""
@@ -173,7 +168,7 @@ class Guide:
 
         settings: Any = OmegaConf.to_container(self.cfg.method.sampler, resolve=True)
         levels = denoiser.schedule.levels(settings.pop("T"), settings.pop("spacing"))
-        return WhiteBox(denoiser, levels, **settings)
+        return build(WhiteBox, {"denoiser": denoiser, "levels": levels, **settings})
 
     def evaluate(self, count: int) -> None:
         """Take one gradient of so many images."""
@@ -260,16 +255,11 @@ class Guide:
         from eval.metrics.pets import DOMAIN, load_pets_judge, observe
 
         assert self.start_images is not None
-        seen = observe(load_pets_judge(locate(self.cfg.protocol.judge)), torch.as_tensor(self.read(self.start_images.ids)))[
-            1
-        ]
-        other = [
-            i
-            for i, dog in zip(self.start_images.ids, seen[:, DOMAIN] > 0, strict=True)
-            if dog != (self.cfg.task.target_domain == "dog")
-        ]
+        ids, dogs = self.start_images.ids, self.cfg.task.target_domain == "dog"
+        seen = observe(load_pets_judge(locate(self.cfg.protocol.judge)), torch.as_tensor(self.read(ids)))[1]
+        other = [item for item, dog in zip(ids, (seen[:, DOMAIN] > 0).tolist(), strict=True) if dog != dogs]
         if other:
             raise UserError(
-                f"{len(other)} of {len(self.start_images.ids)} images show no {self.cfg.task.target_domain}, the first "
+                f"{len(other)} of {len(ids)} images show no {self.cfg.task.target_domain}, the first "
                 f"{other[0]}; the code of an image that the model cannot make has no meaning, remove it"
             )

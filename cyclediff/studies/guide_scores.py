@@ -127,15 +127,14 @@ def _judged(images: Path, ids: Sequence[str], wanted: Wanted, counts: "Tensor") 
     factors = torch.cat(chosen)[: wanted.references]
     true = to_uint8(torch.cat([render(part, wanted.species, wanted.size) for part in factors.split(64)]))
     true_features, _ = observe(judge, true)
-    sets: dict[str, tuple[Metric, str, float, int | None]] = {
-        "fd_wanted": (
+    sets: dict[str, tuple[Metric, str, float, int | None]] = {}
+    if len(ids) > 1:
+        sets["fd_wanted"] = (
             Metric("FD to true images of it", 2, higher_is_better=False),
             f"fid/{name}/vs-{wanted.references}-rendered-with-what-is-wanted",
             frechet_distance(features, true_features),
             wanted.references,
         )
-    }
-    if len(ids) > 1:
         first, second = torch.triu_indices(len(ids), len(ids), 1)
         sets["diversity"] = (
             Metric("diversity", 3, higher_is_better=True),

@@ -13,6 +13,8 @@ from cyclediff.errors import UserError
 from cyclediff.pets.folders import PETS
 from cyclediff.pets.styles import STYLES
 
+NOISE = "noise"  # as a data source: samples start from it
+NO_FOLDER = (PETS, STYLES, NOISE)  # data that is made
 HUB_LOADERS = ("load_diffusers", "load_text_to_image")  # loaders that also take the id of a repository of the hub
 
 
@@ -84,6 +86,8 @@ def require_items(cfg: DictConfig, items: Sequence[str], study: str) -> None:
     Raises:
         UserError: if one is not.
     """
+    if not list(cfg.task.inputs):
+        raise UserError(f"study={study} works on images, and task {cfg.task.name} has none; choose study=guide")
     if list(cfg.task.inputs) != list(items):
         other = "edit" if "texts" in cfg.task.inputs else "translate"
         raise UserError(
@@ -167,7 +171,7 @@ def require_files(
     """
     paths = {part: locate(node.path) for part, node in nodes.items() if node.path}
     own = [folder for part in ("source", "reference") if (folder := cfg.data[part]) == cfg.task[part]]
-    folders = [locate(folder) for folder in own if folder and folder not in (PETS, STYLES)]
+    folders = [locate(folder) for folder in own if folder and folder not in NO_FOLDER]
     hub = {part for part in paths if str(nodes[part].get("_target_")).endswith(HUB_LOADERS)}
     used = [paths[part] for part in parts if part in paths and part not in hub]
     if all(path.exists() for path in [*folders, *used]):

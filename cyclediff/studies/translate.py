@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SIDES = ("source", "target")
 NODES = {  # part → key of the task
     "source": "source_model", "target": "target_model",
-    "extractor": "extractor", "vit": "vit", "clip": "clip", "identity": "identity",
+    "extractor": "extractor", "vit": "vit", "clip": "clip", "identity": "identity", "generator": "generator",
 }  # fmt: skip
 
 
@@ -227,12 +227,12 @@ class Translate:
         from cyclediff.diffusion.noise import Noise
 
         noise = Noise(execution.seed, ids, device=execution.noise_device)
-        model = self.models["target"]
+        model, images = self.models.get("target"), from_uint8(inputs.to(execution.device, non_blocking=True))
         with meter.stage("encoder"):
-            x0 = model.encode(from_uint8(inputs.to(execution.device, non_blocking=True)), noise)
+            x0 = model.encode(images, noise) if model else images
         given = self.given.read(self.sources, ids, execution.device)
         try:
-            out = method(x0, denoisers.get("source"), denoisers["target"], noise, **given)
+            out = method(x0, denoisers.get("source"), denoisers.get("target"), noise, **given)
         except ValueError as error:
             raise UserError(str(error)) from error
         if not out.isfinite().all():
@@ -241,7 +241,7 @@ class Translate:
                 f"{method.name} gave NaN or Inf for image {bad[0]}; finished images are kept, check method.*"
             )
         with meter.stage("decoder"):
-            return model.decode(out)
+            return model.decode(out) if model else out.clamp(-1, 1)
 
     def finish(self, folder: Path, batches: Sequence[Mapping[str, Any]], device: "torch.device") -> Scored:
         """Score the pictures."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,7 @@ class ClipTower:
         return self.encode_texts(texts)
 
 
-@cache
-def load_towers(path: str, models: tuple[str, ...] | None = None, device: str = "cpu") -> list[ClipTower]:
+def load_towers(path: str, models: Sequence[str] | None = None, device: str = "cpu") -> list[ClipTower]:
     """One or several CLIPs of open_clip, in float32.
 
     Args:
