@@ -57,6 +57,6 @@ def pytest_sessionfinish(session, exitstatus):
             lines += ["", f"## {code}: {repository}", "", "| compared | comparisons | max abs difference | limit |"]
             lines += ["|---|---:|---:|---:|"]
             for what, found in rows.items():
-                worst = max(found, key=lambda record: record[0] / record[1])
+                worst = max(found, key=lambda record: record[0] / (record[1] or 1))
                 lines.append(f"| {what} | {len(found)} | {worst[0]:.1e} | {worst[1]:.1e} |")
     path.write_text("\n".join(lines) + "\n")

@@ -31,7 +31,7 @@ OFFICIAL = {
     "LEDITS++": "ml-research/ledits_pp@c2ccffb",
     "Prompt-to-Prompt": "google/prompt-to-prompt@9c472e4 (controllers: the notebooks of its fork)",
     "Direct inversion": "cure-lab/PnPInversion@07f97f4, with Prompt-to-Prompt and LocalBlend",
-    "Plug-and-play guidance": "ChenWu98/unified-generative-zoo@5d2b8b9, Langevin dynamics and energies, with stub energies",
+    "Plug-and-play guidance": "ChenWu98/unified-generative-zoo@5d2b8b9, with stub energies",
     "DiffuseIT": "cyclomon/DiffuseIT@8386b9a, on small random networks",
     "CUT, FastCUT": "taesungp/contrastive-unpaired-translation@b3ac297, on small random networks",
     "Splice": "omerbt/Splice@12e0146, on small random networks",

@@ -24,9 +24,7 @@ from .nets import flow_denoiser, gaussian_denoiser, tiny_classifier
 
 ROOT = Path(__file__).parents[1]
 FILES = [  # those of study=guide sample images, and work on none
-    file
-    for file in sorted((ROOT / "conf" / "method").glob("*.yaml"))
-    if OmegaConf.load(file).get("conditions") != []
+    file for file in sorted((ROOT / "conf" / "method").glob("*.yaml")) if OmegaConf.load(file).get("conditions") != []
 ]
 ALPHA_BAR = alpha_bar_from_betas(linear_betas())
 SCHEDULE = DiffusionSchedule(ALPHA_BAR)

@@ -63,7 +63,7 @@ def test_a_method_outside_of_the_repository(own):
     ("my_methods.Brighter", "my_method.Brighter", "my_method.Brighter cannot be imported"),
     ("amount: 0.5", "amont: 0.5", "Brighter has no setting amont"),
     ("amount: 0.5", "amount: much", "method.amount must be of type float"),
-    ("conditions: [none]", "conditions: [text]", "choose method=cyclediffusion, ddcm"),
+    ("conditions: [none]", "conditions: [text]", "choose method=cut, cyclediffusion, ddcm"),
 ])  # fmt: skip
 def test_mistakes(own, old, new, words):
     (own / "conf" / "method" / "brighter.yaml").write_text(FILE.replace(old, new))

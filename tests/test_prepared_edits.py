@@ -37,7 +37,8 @@ def test_a_prepared_folder(edits, tmp_path):
     assert folder.name == "mapping_file"
     assert pixels(folder.path / "000000000000.png").shape == (64, 64, 3)
     row = {"id": "111000000001", "source": "a round cake", "target": "a square cake"}
-    assert table(folder)[1] == {**row, "category": "change-material", "mask": "masks/111000000001.png"}
+    more = {"category": "change-material", "mask": "masks/111000000001.png", "target_image": ""}
+    assert table(folder)[1] == row | more
     assert read_prompts(folder) == dict.fromkeys(folder.ids, ("a round cake", "a square cake"))
     before = times(folder)
     assert prepare_edits(edits, None, 64, "bilinear", tmp_path / "cache") == folder

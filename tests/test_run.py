@@ -174,7 +174,7 @@ def test_photos(tmp_path, photos):
     ("arguments", "expected"),
     [
         (["metod=sdedit"], "did you mean method"),
-        (["method=sdedt"], "sdedit, sdedit_cac, transfer_grid, unguided (did you mean sdedit?)"),
+        (["method=sdedt"], "sdedit, sdedit_cac, splice, transfer_grid, unguided (did you mean sdedit?)"),
         (["protocol=egsde"], "protocol egsde/1 does not score task pets_cat2dog; choose protocol=pets"),
         (["experiment=male2female", "method=ddib"], "needs a source model, and none is known for male2female"),
         (["experiment=cat2dog", "protocol=pets"], "choose protocol=cyclediffusion or egsde"),

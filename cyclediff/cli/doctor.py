@@ -220,7 +220,7 @@ def _compose(config_dir: str, overrides: list[str]) -> DictConfig:
 
 def _weights(cfg: DictConfig) -> dict[str, tuple[Path, str | None]]:
     """The files of weights of an experiment by their part, and the repository where a file is one of the hub's."""
-    networks = {key: node for key, node in cfg.task.items() if isinstance(node, DictConfig) and "path" in node}
+    networks = {str(key): node for key, node in cfg.task.items() if isinstance(node, DictConfig) and "path" in node}
     nodes = {KEYS.get(key, key): node for key, node in networks.items()}
     nodes |= {part: cfg.protocol[key] for part, key in SCORES.items() if cfg.protocol[key]}
     return {part: (locate(node.path), _repository(node)) for part, node in nodes.items() if node.path}

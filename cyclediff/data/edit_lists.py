@@ -135,7 +135,7 @@ def read_edit_list(path: Path) -> EditList:
             row.target,
             row.category,
             row.mask if not isinstance(row.mask, str) else _found(row.mask, "mask", row.where, places),
-            row.target_image and _found(row.target_image, "target image", row.where, places),
+            _found(row.target_image, "target image", row.where, places) if row.target_image else None,
         )
         for row, image in zip(rows, images, strict=True)
         if image

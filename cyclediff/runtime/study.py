@@ -53,7 +53,7 @@ class Scored:
         metrics: by key: value, ci95, n, n_reference, higher_is_better, protocol, header, digits, scale.
         rows: one of each item.
         replicates: by key: values on resamples of the items, for intervals of differences.
-        curves: by name: title, x and y with a header each, and points [[x, y], …].
+        curves: by name, see `eval.records.CurveRecord`.
         random_weights: which networks behind the numbers have random weights.
         reference: name and digest of what the items were compared with, where that is a set.
     """

@@ -16,7 +16,7 @@ from cyclediff.diffusion.white_box import WhiteBox
 from cyclediff.guidance import Energy, Guidance, State, draw_code, langevin, result
 from cyclediff.runtime import distributed, stop
 
-EVERY = 20  # updates between two states that are kept
+EVERY = 10  # updates between two states that are kept
 ROW = "row."  # of the names of energies in a file
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 PROTOCOL = "guidance/1"
 RESAMPLES = 1000
+Columns = dict[str, tuple[Metric, str, Any]]  # key → column, how it is made, and its values (n,)
+Sets = dict[str, tuple[Metric, str, float, int | None]]  # key → column, how it is made, value, number of references
 SEED = 6006  # of the factors of true images; no network was trained on them
 
 
@@ -62,43 +64,48 @@ def score(
         wanted: what the images should be.
         energies: names of those that guide.
     """
-    import torch
-
     from eval.metrics.statistics import interval, mean_replicates, resamples
 
-    columns: dict[str, tuple[Metric, str, Tensor]] = {}
     found: dict[str, list[Mapping[str, Any]]] = {item: [] for item in ids}
     for row in rows:
         found[row["id"]].append(row)
-    for name in energies:
-        for key, header, place in (("before", "energy, start", 0), ("after", "energy", -1)):
-            values = torch.tensor([found[item][place][name] for item in ids], dtype=torch.float64)
-            metric = Metric(f"{name} {header}", 3, higher_is_better=False)
-            columns[f"{name}_{key}"] = metric, f"{name}-energy-{key}/per-image-mean", values
     counts = resamples(len(ids), RESAMPLES)
-    judged = _judged(images, ids, wanted, counts) if wanted.judge else {}
+    columns, sets = _judged(images, ids, wanted) if wanted.judge else (_guided(found, energies), {})
     entries, replicates = {}, {}
-    for key, (metric, how, values) in (judged.get("columns", {}) | columns).items():
-        value, drawn = values.mean().item(), mean_replicates(values, counts)
-        replicates[key] = drawn.tolist()
-        entries[key] = metric.entry(
-            f"{PROTOCOL}/{how}",
-            value=value,
-            ci95=interval(value, drawn) if len(ids) > 1 else None,
-            n=len(ids),
-            n_reference=None,
-        )
+    for key, (metric, how, values) in columns.items():
+        value, ci95 = None, None
+        if not values.isnan().any():
+            value, drawn = values.mean().item(), mean_replicates(values, counts)
+            replicates[key], ci95 = drawn.tolist(), interval(value, drawn) if len(ids) > 1 else None
+        entries[key] = metric.entry(f"{PROTOCOL}/{how}", value=value, ci95=ci95, n=len(ids), n_reference=None)
+    for key, (metric, how, value, n) in sets.items():
+        entries[key] = metric.entry(f"{PROTOCOL}/{how}", value=value, ci95=None, n=len(ids), n_reference=n)
     per_image = [
-        {"id": item, **{key: column[2][i].item() for key, column in (judged.get("columns", {}) | columns).items()}}
+        {"id": item}
+        | {f"{name}_{key}": found[item][k][name] for name in energies for key, k in (("before", 0), ("after", -1))}
+        | {key: column[2][i].item() for key, column in columns.items() if key in replicates}
         for i, item in enumerate(ids)
     ]
-    for key, (metric, how, value, n) in judged.get("sets", {}).items():
-        entries[key] = metric.entry(f"{PROTOCOL}/{how}", value=value, ci95=None, n=len(ids), n_reference=n)
     return Scored(entries, per_image, replicates, _curves(found, energies))
 
 
-def _judged(images: Path, ids: Sequence[str], wanted: Wanted, counts: "Tensor") -> dict[str, Any]:
-    """What the judge of pets says, which no guidance has seen."""
+def _guided(found: Mapping[str, Sequence[Mapping[str, Any]]], energies: Sequence[str]) -> Columns:
+    """The energies that guide, added up without weights, of each image, before and after; NaN where nothing guides.
+
+    They have the same names whatever guides, so that all runs share a table.
+    """
+    import torch
+
+    columns: Columns = {}
+    for key, header, place in (("energy_before", "energy, start", 0), ("energy_after", "energy", -1)):
+        values = [sum(rows[place][name] for name in energies) if rows else math.nan for rows in found.values()]
+        how = f"sum-of-guiding-energies-{key.rpartition('_')[2]}"
+        columns[key] = Metric(header, 3, higher_is_better=False), how, torch.tensor(values, dtype=torch.float64)
+    return columns
+
+
+def _judged(images: Path, ids: Sequence[str], wanted: Wanted) -> tuple[Columns, Sets]:
+    """What the judge of pets says, which no guidance has seen: columns of images, and numbers of all together."""
     import torch
 
     from cyclediff.data.images import read_batch, to_uint8
@@ -112,7 +119,7 @@ def _judged(images: Path, ids: Sequence[str], wanted: Wanted, counts: "Tensor") 
     judge, name = load_pets_judge(wanted.judge), f"pets-judge-{file_digest(wanted.judge)}"
     features, seen = observe(judge, read_batch([images / f"{item}.png" for item in ids]))
     species = (seen[:, DOMAIN] > 0) == (wanted.species == SPECIES[1])
-    columns = {
+    columns: Columns = {
         "wanted": (
             Metric("has what is wanted", 3, higher_is_better=True),
             f"{name}/all-wanted-attributes",
@@ -127,7 +134,7 @@ def _judged(images: Path, ids: Sequence[str], wanted: Wanted, counts: "Tensor") 
     factors = torch.cat(chosen)[: wanted.references]
     true = to_uint8(torch.cat([render(part, wanted.species, wanted.size) for part in factors.split(64)]))
     true_features, _ = observe(judge, true)
-    sets: dict[str, tuple[Metric, str, float, int | None]] = {}
+    sets: Sets = {}
     if len(ids) > 1:
         sets["fd_wanted"] = (
             Metric("FD to true images of it", 2, higher_is_better=False),
@@ -142,7 +149,7 @@ def _judged(images: Path, ids: Sequence[str], wanted: Wanted, counts: "Tensor") 
             float(attribute_error(seen[first], seen[second]).mean()),
             None,
         )
-    return {"columns": columns, "sets": sets}
+    return columns, sets
 
 
 def _curves(found: Mapping[str, Sequence[Mapping[str, Any]]], energies: Sequence[str]) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class Translate:
     def needs(self) -> None:
         """See `Study.needs`."""
         cfg, dirs = self.cfg, self.context.config_dirs
+        self.given.require()
         requirements.require_items(cfg, ["image", "texts"] if self.given.listed else ["image"], self.name)
         requirements.require_condition(
             cfg,
@@ -68,7 +69,6 @@ class Translate:
             dirs,
             "needs a text-to-image model (experiments such as pets_edit)",
         )
-        self.given.require()
         if cfg.inside_masks:
             raise UserError("inside_masks is for editing tasks; leave it out, or use method=sdedit method.mask=FILE")
         if cfg.method.get("mask") is not None and not locate(str(cfg.method.mask)).is_file():

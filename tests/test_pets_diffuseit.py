@@ -1,0 +1,112 @@
+"""DiffuseIT on pets: styles with true results, the vision transformer of pets, texts and target images of each item."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cyclediff.data.edit_lists import prepare_edits, read_edit_list
+from cyclediff.diffusion.vit_losses import self_similarity
+from cyclediff.errors import UserError
+from cyclediff.pets.render import FACTORS, render, sample_factors
+from cyclediff.pets.styles import COLOURS, prepare_pet_styles
+from cyclediff.pets.vit import load_pets_vit
+from eval.metrics.pets import DOMAIN, load_pets_judge, observe
+
+from .forking import run
+from .test_run import ROOT, metrics_of
+
+IT = "experiment=pets_diffuseit"
+FEW = ("data.limit=2", 'method.timesteps="10"', "method.t0=4", "method.resample=1", "method.range_restart=false")
+
+
+def pixels(path):
+    return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+
+
+def test_results_have_the_cats_pose_and_the_targets_colours(tmp_path):
+    source, result = prepare_pet_styles(6, 64, tmp_path)
+    judge = load_pets_judge(ROOT / "cyclediff/pets/weights/judge.safetensors")
+
+    def seen(folder):
+        return observe(judge, torch.stack([pixels(folder / f"{item}.png") for item in source.ids]))[1]
+
+    cats, dogs, styles = seen(source.path), seen(result.path), seen(source.path / "target_images")
+    assert (cats[:, DOMAIN] < 0).all()
+    assert (dogs[:, DOMAIN] > 0).all()
+    assert (styles[:, DOMAIN] > 0).all()
+    pose, colours = [0, 1, 2, 3, 6], [4, 5, *range(7, 13)]
+    assert (dogs - cats)[:, pose].abs().mean() < 0.12
+    assert (dogs - styles)[:, colours].abs().mean() < 0.2
+    assert (dogs - cats)[:, colours].abs().mean() > 0.4
+    assert {factor.name for factor in FACTORS} > set(COLOURS)
+    rows = list(csv.DictReader((source.path / "edits.csv").open()))
+    assert all(" cat on a " in row["source"] and " dog on a " in row["target"] for row in rows)
+
+
+def test_keys_of_the_vit_see_pose_and_not_colour():
+    """Self-similarity of keys: nearer between two colours of one pose than between two poses of one colour."""
+    vit = load_pets_vit(str(ROOT / "cyclediff/pets/weights/vit.safetensors"))
+    pose, colour = (sample_factors(32, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    columns = torch.tensor([factor.name in COLOURS for factor in FACTORS])
+    recoloured, moved = torch.where(columns, colour, pose), torch.where(columns, pose, colour)
+    plain, by_colour, by_pose = (self_similarity(vit(render(f, "dog")).keys) for f in (pose, recoloured, moved))
+    apart = [(plain - other).square().mean((1, 2)) for other in (by_colour, by_pose)]
+    assert apart[0].mean() < 0.5 * apart[1].mean()
+    cls = [vit(render(f, "dog")).cls for f in (pose, recoloured)]
+    assert (cls[0] - cls[1]).norm(dim=1).mean() > 0.5 * (cls[0] - cls[0].flip(0)).norm(dim=1).mean()  # it sees colour
+
+
+def test_both_modes(tmp_path):
+    for method in ("diffuseit_text", "diffuseit_image"):
+        done = run(IT, "hydra.mode=RUN", f"method={method}", *FEW, f"paths.outputs={tmp_path}")
+        assert done.returncode == 0, done.stderr
+    for record in tmp_path.glob("pets_diffuseit/*/run.json"):
+        found = json.loads(record.read_bytes())
+        assert found["costs"]["backwards_per_image"] >= 3
+        assert {"ground_truth_psnr", "clip", "edit_error"} <= metrics_of(record.parent).keys()
+
+
+def own_list(tmp_path, cell="b.png"):
+    for name, size, colour in (("a.png", (80, 64), "red"), ("b.png", (30, 90), "blue")):
+        Image.new("RGB", size, colour).save(tmp_path / name)
+    (tmp_path / "own.csv").write_text(f"image,source,target,target_image\na.png,a cat,a dog,{cell}\n")
+    return tmp_path / "own.csv"
+
+
+def test_a_target_image_is_stretched_to_a_square(tmp_path):
+    folder = prepare_edits(read_edit_list(own_list(tmp_path)), None, 32, "bilinear", tmp_path / "cache")
+    (row,) = csv.DictReader((folder.path / "edits.csv").open())
+    found = pixels(folder.path / row["target_image"])
+    assert found.shape == (3, 32, 32)
+    assert (found == torch.tensor([0, 0, 255])[:, None, None]).all()
+    before = folder.digest
+    Image.new("RGB", (30, 90), "green").save(tmp_path / "b.png")
+    edits = read_edit_list(tmp_path / "own.csv")
+    assert prepare_edits(edits, None, 32, "bilinear", tmp_path / "cache").digest != before
+
+
+def test_a_target_image_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"own.csv, row 2: the target image 'no.png' is not there"):
+        read_edit_list(own_list(tmp_path, "no.png"))
+
+
+def test_mistakes(tmp_path):
+    listed = ("task.synthetic=false", "protocol.judge=null", f"data.source={own_list(tmp_path, '')}")
+    for arguments, sentence in [
+        (("method=sdedit",), "sdedit looks at no texts or target images, and task pets_diffuseit is about them"),
+        (
+            ("method=diffuseit_image", *listed),
+            "diffuseit_image needs a target image for each image, and 1 of 1 have none",
+        ),
+        (("task=pets_cat2dog", "protocol=pets"), "diffuseit_text needs a source and a target text; set task.texts="),
+        (("method.lambda_clip=1e30", *FEW), "led image 1 of its batch to NaN or Inf in step"),
+        (("method=diffuseit_image", "method.timesteps=x"), "x"),
+    ]:
+        done = run(IT, "hydra.mode=RUN", *arguments, f"paths.outputs={tmp_path}")
+        assert done.returncode == 2, done.stderr
+        assert sentence in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
