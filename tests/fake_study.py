@@ -1,5 +1,7 @@
 """A small study for tests of the loop: pets go through SDEdit with one network on pixels, without a configuration."""
 
+from types import SimpleNamespace
+
 import torch
 
 from baselines.sdedit import SDEdit
@@ -24,7 +26,7 @@ class FakeStudy(Translate):
 
     def __init__(self, source, network):
         self.sources, self.device = Sources(source, None, None, None), CPU
-        self.method = SDEdit(T=10, t0=4)
+        self.method, self.given = SDEdit(T=10, t0=4), SimpleNamespace(read=lambda *_: {})
         self.models = {"target": PixelModel(NetworkDenoiser(network, SCHEDULE), 16, 1)}
 
 

@@ -103,7 +103,7 @@ def test_mistakes(tmp_path):
             "diffuseit_image needs a target image for each image, and 1 of 1 have none",
         ),
         (("task=pets_cat2dog", "protocol=pets"), "diffuseit_text needs a source and a target text; set task.texts="),
-        (("method.lambda_clip=1e30", *FEW), "led image 1 of its batch to NaN or Inf in step"),
+        (("method.lambda_clip=1e30", *FEW), "gave NaN or Inf for image style0000"),
         (("method=diffuseit_image", "method.timesteps=x"), "x"),
     ]:
         done = run(IT, "hydra.mode=RUN", *arguments, f"paths.outputs={tmp_path}")

@@ -1,7 +1,7 @@
 """study=translate: images of one domain become images of another, by networks on pixels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -259,4 +259,5 @@ def counted(network: Any, part: str, meter: "Meter") -> Any:
     """
     if isinstance(network, Sequence):
         return [counted(one, part, meter) for one in network]
-    return meter.watch(network, part) if is_dataclass(network) else meter.count(network, part)
+    inside = is_dataclass(network) and "network" in {field.name for field in fields(network)}
+    return meter.watch(network, part) if inside else meter.count(network, part)
