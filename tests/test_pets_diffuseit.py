@@ -20,7 +20,7 @@ from .forking import run
 from .test_run import ROOT, metrics_of
 
 IT = "experiment=pets_diffuseit"
-FEW = ("data.limit=2", 'method.timesteps="10"', "method.t0=4", "method.resample=1", "method.range_restart=false")
+FEW = ("data.limit=2", 'method.timesteps="10"', "method.t0=4", "method.resample=1")
 
 
 def pixels(path):
