@@ -179,7 +179,8 @@ def _touched(event: str, arguments: tuple) -> str | None:
     elif event in ("os.rename", "os.link", "os.symlink"):
         touched = arguments[1]
     elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.utime", "os.chmod"):
-        touched = arguments[0] if arguments[-1] in (-1, None) or os.path.isabs(arguments[0]) else None  # else in a folder
+        relative = arguments[-1] not in (-1, None) and not os.path.isabs(arguments[0])  # to a folder that is open
+        touched = None if relative else arguments[0]
     else:
         return None
     return os.fsdecode(touched) if isinstance(touched, str | bytes | os.PathLike) else None
