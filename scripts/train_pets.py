@@ -18,7 +18,7 @@ from pets_unet import PetsDenoisingUNet
 from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from trainer import CHECKPOINTS, half_cosine, optimise
+from trainer import CHECKPOINTS, optimise
 
 from cyclediff.cyclediffusion import decode
 from cyclediff.data.images import to_pil, to_uint8
@@ -27,6 +27,7 @@ from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas
 from cyclediff.pets.attributes import ATTRIBUTES, as_judged, has_attribute
 from cyclediff.pets.networks import SIZE, X0_ERROR, PetsAttributes, PetsClassifier
 from cyclediff.pets.render import SPECIES, render, sample_factors
+from cyclediff.runtime.rates import half_cosine
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.pets import DOMAIN, PetsJudge, load_pets_judge, observe
 

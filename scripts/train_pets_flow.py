@@ -23,10 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from train_pets import WEIGHTS, write_card
 from train_pets_text import DROPPED, MODEL, SEEDS, captions, dataset, tokenize
-from trainer import CHECKPOINTS, half_cosine, optimise
+from trainer import CHECKPOINTS, optimise
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cyclediff.data.images import to_pil, to_uint8
+from cyclediff.runtime.rates import half_cosine
 
 SEED = 88  # of order and noise; the data are those of the diffusion model
 FLOW = WEIGHTS / "text_to_image_flow"

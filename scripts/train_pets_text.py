@@ -23,12 +23,13 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from train_pets import WEIGHTS, render_all, write_card
-from trainer import CHECKPOINTS, half_cosine, optimise
+from trainer import CHECKPOINTS, optimise
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from cyclediff.diffusion.schedule import alpha_bar_from_betas, scaled_linear_betas
 from cyclediff.pets.captions import ANIMAL, SHORT, TEMPLATES, TRAITS, Description, sample_edits
 from cyclediff.pets.render import SPECIES, sample_factors
+from cyclediff.runtime.rates import half_cosine
 
 SEEDS = {"vae": 55, "text": 66, "clip": 77}  # of initialisation, order and noise; the data are those of "text"
 SIZE, FACTOR, CHANNELS, LENGTH, WIDTH = 64, 4, 4, 24, 64

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from cyclediff.runtime.rates import moving_average
+
 CHECKPOINTS = Path("~/.cache/cyclediff/training").expanduser()  # not in the clone: a training takes days on a CPU
 EVERY = 250  # steps between checkpoints
 
@@ -84,21 +86,3 @@ def optimise(
                 torch.save(state, checkpoint.with_suffix(".tmp"))
                 os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
     return ema.module, {"steps": steps, "loss": round(average, 5), "seconds": round(seconds)}
-
-
-def moving_average(decay: float) -> Callable[..., None]:
-    """An exponential moving average that is shorter at the start, so that it soon forgets the untrained parameters."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        weight = max(1 - decay, 9 / (10 + float(count)))
-        for average, parameter in zip(averaged, current, strict=True):
-            average.lerp_(parameter, weight)
-
-    return update
-
-
-def half_cosine(steps: int) -> Callable[[int], float]:
-    """Learning rate over a training: a short warm-up, then half a cosine down to 0."""
-    warm_up = min(300, steps // 10)
-    return lambda i: min((i + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * i / steps))
