@@ -37,6 +37,7 @@ class Training:
         lr: learning rate of all networks.
         beta1: of Adam.
         beta2: of Adam.
+        average: decay of a moving average of the generator, which is then what is kept; 0 for none, as officially.
         width: of the generator (ngf).
         blocks: of the generator (netG).
         discriminator_width: see `width` (ndf).
@@ -60,6 +61,7 @@ class Training:
     lr: float = 2e-4
     beta1: float = 0.5
     beta2: float = 0.999
+    average: float = 0.0
     width: int = 64
     blocks: int = 9
     discriminator_width: int = 64
@@ -82,7 +84,7 @@ class Training:
             raise ValueError(
                 f"training.temperature and training.lr must be above 0; got {self.temperature} and {self.lr}"
             )
-        for key in ("beta1", "beta2"):
+        for key in ("beta1", "beta2", "average"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"training.{key} must be in [0, 1); got {getattr(self, key)}")
         if self.crop_size % 4 or not 16 <= self.crop_size <= self.load_size:

@@ -15,8 +15,8 @@ mapper P, and factors per target token,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -38,7 +38,18 @@ from cyclediff.prompt_alignment import (
     window_alphas,
 )
 
-RowNumbers = Tensor | Sequence[int]
+
+class _Rows(NamedTuple):
+    """The tables of e edited rows, on the network's device; names as in `AttentionEdit`."""
+
+    base: Tensor
+    edited: Tensor
+    pair: Tensor
+    mapper: Tensor
+    keep: Tensor
+    equalizer: Tensor
+    alpha: Tensor  # (e, num_steps + 1, length)
+    cross_steps: list[bool]  # whether any alpha of a step is not 0
 
 
 @dataclass(frozen=True)
@@ -72,9 +83,11 @@ class AttentionControl:
         window(self.self_attention, "self_attention")
         if self.mode not in ("replace", "refine", "auto"):
             raise ValueError(f"mode must be replace, refine or auto; got {self.mode!r}")
-        require_weights(self.weights or {})
-        if self.max_queries < 0:
-            raise ValueError(f"max_queries must be at least 0; got {self.max_queries}")
+        require_weights({} if self.weights is None else self.weights)
+        if type(self.max_queries) is not int or self.max_queries < 0:
+            raise ValueError(f"max_queries must be a whole number of at least 0; got {self.max_queries}")
+        if self.blend is not None and not isinstance(self.blend, Mapping | LocalBlend):
+            raise ValueError(f"blend must be null or settings such as {{source: cat, target: dog}}; got {self.blend!r}")
         local_blend(self.blend)
 
     def require_words(self, targets: Sequence[str], sources: Sequence[str] | None = None) -> None:
@@ -93,7 +106,14 @@ class AttentionControl:
         require_words("weights", self.weights or {}, targets)
         require_words("cross", [word for word in windows if word != DEFAULT], targets)
 
-    def plan(self, sources: Sequence[Prompt], targets: Sequence[Prompt], length: int, num_steps: int) -> "ControlPlan":
+    def plan(
+        self,
+        sources: Sequence[Prompt],
+        targets: Sequence[Prompt],
+        length: int,
+        num_steps: int,
+        device: torch.device | str = "cpu",
+    ) -> "ControlPlan":
         """Make the tables of each pair of a source and a target prompt.
 
         Args:
@@ -101,6 +121,7 @@ class AttentionControl:
             targets: n prompts.
             length: number of token positions that the network sees.
             num_steps: of the sampler.
+            device: where the network runs.
 
         Raises:
             ValueError: if there are no prompts or not equally many, if one has more tokens than `length`, or if words
@@ -118,7 +139,8 @@ class AttentionControl:
             alpha=torch.stack([window_alphas(target, self.cross, num_steps, length) for target in targets]),
             self_steps=range(int(num_steps * low), int(num_steps * high)),
             max_queries=self.max_queries,
-            blending=blend and blend.begin(sources, targets, length, num_steps),
+            blending=blend and blend.begin(sources, targets, length, num_steps, device),
+            device=device,
         )
 
 
@@ -134,6 +156,7 @@ class ControlPlan:
         self_steps: the steps at which self attention is replaced.
         max_queries: see AttentionControl.
         blending: the maps that LocalBlend has added up; so such a plan is for one run of a sampler.
+        device: where the network runs. What reaches it goes there once, when some rows are first asked for.
     """
 
     mapper: Tensor
@@ -143,10 +166,12 @@ class ControlPlan:
     self_steps: range
     max_queries: int
     blending: Blending | None = None
+    device: torch.device | str = "cpu"
+    _kept: dict[tuple[tuple[int, ...], ...], _Rows] = field(default_factory=dict, repr=False)
 
     def at(
-        self, step: int, base_rows: RowNumbers, edited_rows: RowNumbers, pairs: RowNumbers
-    ) -> "AttentionEdit | None":
+        self, step: int, base_rows: Sequence[int], edited_rows: Sequence[int], pairs: Sequence[int]
+    ) -> AttentionEdit | None:
         """The edit of one evaluation of the network; None if there is nothing to do at this step.
 
         Args:
@@ -161,24 +186,32 @@ class ControlPlan:
         num_steps = self.alpha.shape[1] - 1
         if not 0 <= step < num_steps:
             raise ValueError(f"step must be between 0 and {num_steps - 1}; got {step}")
-        device = self.mapper.device
-        base, edited, pair = (torch.as_tensor(r, dtype=torch.int64).to(device) for r in (base_rows, edited_rows, pairs))
-        counts = len(base), len(edited), len(pair)
-        if len(set(counts)) > 1:
-            raise ValueError(f"base rows, edited rows and pairs must be equally many; got {counts}")
-        alpha = self.alpha[pair, step]
+        rows = self._rows(tuple(base_rows), tuple(edited_rows), tuple(pairs))
         edit = AttentionEdit(
-            base=base,
-            edited=edited,
-            mapper=self.mapper[pair],
-            keep=self.keep[pair],
-            equalizer=self.equalizer[pair],
-            alpha=alpha,
-            edits_cross=bool(alpha.any()),
-            max_queries=self.max_queries if step in self.self_steps and len(edited) else 0,
-            maps=self.blending and self.blending.maps(pair),
+            base=rows.base,
+            edited=rows.edited,
+            mapper=rows.mapper,
+            keep=rows.keep,
+            equalizer=rows.equalizer,
+            alpha=rows.alpha[:, step],
+            edits_cross=rows.cross_steps[step],
+            max_queries=self.max_queries if step in self.self_steps and len(rows.edited) else 0,
+            maps=self.blending and self.blending.maps(rows.pair),
         )
         return edit if edit.edits_cross or edit.max_queries or edit.maps else None
+
+    def _rows(self, base: tuple[int, ...], edited: tuple[int, ...], pairs: tuple[int, ...]) -> _Rows:
+        """The tables of some rows, which are the same in all steps of a run."""
+        counts = len(base), len(edited), len(pairs)
+        if len(set(counts)) > 1:
+            raise ValueError(f"base rows, edited rows and pairs must be equally many; got {counts}")
+        key = base, edited, pairs
+        if key not in self._kept:
+            numbers = [torch.tensor(rows, dtype=torch.int64) for rows in key]
+            tables = [x[numbers[2]] for x in (self.mapper, self.keep, self.equalizer, self.alpha)]
+            cross_steps = tables[3].any(2).any(0).tolist()
+            self._kept[key] = _Rows(*(x.to(self.device) for x in (*numbers, *tables)), cross_steps)
+        return self._kept[key]
 
     def blend(self, step: int, xs: Tensor, xt: Tensor) -> Tensor:
         """The states xt after a step, (e, c, h, w), blended with their sources' xs, (n, c, h, w); see `LocalBlend`."""
@@ -293,11 +326,13 @@ def cross_attention(
     blends = edit.maps is not None and edit.maps.wants(place, query.shape[2])
     if not (edit.edits_cross or blends):
         return out
-    maps, rows = attention_maps(query, key, mask), edit.edited.to(out.device)
-    edited = edit.mixed(maps)
+    rows = torch.cat((edit.base, edit.edited))
+    maps = attention_maps(query[rows], key[rows], None if mask is None else mask[rows])
+    base, own = maps.split([len(edit.base), len(edit.edited)])
+    edited = edit.mixed(base, own)
     if edit.maps is not None and blends:
-        edit.maps.add(maps[edit.base.to(out.device)], edited)
-    return out.index_copy(0, rows, edited @ value[rows]) if edit.edits_cross else out
+        edit.maps.add(base, edited)
+    return out.index_copy(0, edit.edited, edited @ value[edit.edited]) if edit.edits_cross else out
 
 
 def attention_maps(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -1,6 +1,6 @@
 """What Prompt-to-Prompt (arXiv 2208.01626) does in one evaluation of the network; see `cyclediff.attention_control`."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,12 +34,10 @@ class AttentionEdit:
     max_queries: int
     maps: StepMaps | None = None
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> "AttentionEdit":
-        """The same edit on a device and in a type. It is optional, and saves a transfer in each layer."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        moved = {n: v.to(device, dtype if v.is_floating_point() else v.dtype) for n, v in tensors.items()}
-        return replace(self, **moved)
+    def to(self, dtype: torch.dtype) -> "AttentionEdit":
+        """The same edit in a type, so that no layer converts it."""
+        names = ("mapper", "keep", "equalizer", "alpha")
+        return replace(self, **{name: getattr(self, name).to(dtype) for name in names})
 
     def edits_self(self, queries: int) -> bool:
         """Whether self attention is replaced in layers with this many positions."""
@@ -51,18 +49,21 @@ class AttentionEdit:
         Raises:
             ValueError: if the maps have another number of token positions than the plan.
         """
-        return maps.index_copy(0, self.edited.to(maps.device), self.mixed(maps))
+        return maps.index_copy(0, self.edited, self.mixed(maps[self.base], maps[self.edited]))
 
-    def mixed(self, maps: Tensor) -> Tensor:
-        """Only the edited rows of `cross`, (e, heads, q, length)."""
-        if maps.shape[-1] != self.mapper.shape[-1]:
+    def mixed(self, base: Tensor, own: Tensor) -> Tensor:
+        """The maps of the edited rows from those of their base rows and their own, (e, heads, q, length) each.
+
+        Raises:
+            ValueError: if the maps have another number of token positions than the plan.
+        """
+        if own.shape[-1] != self.mapper.shape[-1]:
             raise ValueError(
-                f"the network sees {maps.shape[-1]} token positions; the plan was made for {self.mapper.shape[-1]}: "
+                f"the network sees {own.shape[-1]} token positions; the plan was made for {self.mapper.shape[-1]}: "
                 "give plan(length=...) the tokenizer's length"
             )
-        keep, equal, alpha = (x.to(maps)[:, None, None, :] for x in (self.keep, self.equalizer, self.alpha))
-        base, own = maps[self.base.to(maps.device)], maps[self.edited.to(maps.device)]
-        mapped = (base.flatten(1, 2) @ self.mapper.to(maps)).view_as(own)
+        keep, equal, alpha = (x.to(own.dtype)[:, None, None, :] for x in (self.keep, self.equalizer, self.alpha))
+        mapped = (base.flatten(1, 2) @ self.mapper.to(own.dtype)).view_as(own)
         new = (mapped + own * keep) * equal
         return new * alpha + own * (1 - alpha)
 
@@ -72,4 +73,4 @@ class AttentionEdit:
 
     def follow(self, x: Tensor) -> Tensor:
         """X (rows, …) with each edited row replaced by its base row, a new tensor."""
-        return x.index_copy(0, self.edited.to(x.device), x[self.base.to(x.device)])
+        return x.index_copy(0, self.edited, x[self.base])

@@ -74,7 +74,14 @@ class LocalBlend:
                 if texts is not None:
                     require_words(f"blend.{name}", words(getattr(self, name)), texts, side)
 
-    def begin(self, sources: Sequence[Prompt], targets: Sequence[Prompt], length: int, num_steps: int) -> "Blending":
+    def begin(
+        self,
+        sources: Sequence[Prompt],
+        targets: Sequence[Prompt],
+        length: int,
+        num_steps: int,
+        device: torch.device | str = "cpu",
+    ) -> "Blending":
         """The masks of n pairs of prompts in one run of a sampler.
 
         Args:
@@ -82,11 +89,13 @@ class LocalBlend:
             targets: n prompts.
             length: number of token positions that the network sees.
             num_steps: of the sampler.
+            device: where the network runs.
         """
         kinds = (self.source, self.target), (self.subtract_source, self.subtract_target)
         pairs = list(zip(sources, targets, strict=True))
         tables = [[[_marks(p, w, length) for p, w in zip(pair, kind, strict=True)] for kind in kinds] for pair in pairs]
-        return Blending(self, torch.stack([torch.stack([torch.stack(kind) for kind in t]) for t in tables]), num_steps)
+        marks = torch.stack([torch.stack([torch.stack(kind) for kind in table]) for table in tables])
+        return Blending(self, marks.to(device), num_steps)
 
 
 def local_blend(settings: LocalBlend | Mapping[str, Any] | None) -> LocalBlend | None:
@@ -208,9 +217,9 @@ class Blending:
             return xt
         height, width = xt.shape[-2:]
         of_words, subtracted = masks(self._sum, self.settings, (height, width))
-        blended = self.marks[self._pairs, 0].flatten(1).any(1).to(xt.device)
+        blended = self.marks[self._pairs, 0].flatten(1).any(1)
         keeps = (of_words & ~subtracted)[:, 1] | ~blended[:, None, None]
-        return torch.where(keeps[:, None], xt, xs[self._pairs.to(xs.device)])
+        return torch.where(keeps[:, None], xt, xs[self._pairs])
 
 
 def masks(maps: Tensor, settings: LocalBlend, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -86,6 +86,8 @@ def require_weights(weights: Mapping[Any, float]) -> None:
     Raises:
         ValueError: if one is anything else, or two names mean one word.
     """
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"weights must give words and numbers, such as {{dog: 2}}; got {weights!r}")
     for word, weight in weights.items():
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not isfinite(weight):
             raise ValueError(f"weights[{str(word)!r}] must be a finite number; got {weight!r}")
@@ -207,8 +209,9 @@ def window(bounds: Bounds, name: str = "bounds") -> tuple[float, float]:
     Raises:
         ValueError: unless 0 ≤ a ≤ b ≤ 1.
     """
-    pair = (0.0, bounds) if isinstance(bounds, int | float) else tuple(bounds)
-    if len(pair) != 2 or not 0 <= pair[0] <= pair[1] <= 1:
+    pair = bounds if isinstance(bounds, Sequence) and not isinstance(bounds, str) else (0.0, bounds)
+    numbers = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in pair)
+    if not numbers or len(pair) != 2 or not 0 <= pair[0] <= pair[1] <= 1:
         raise ValueError(f"{name} must be a fraction b or a pair [a, b] with 0 ≤ a ≤ b ≤ 1; got {bounds!r}")
     return pair[0], pair[1]
 

@@ -31,13 +31,13 @@ def read_edits(folder: Path) -> dict[str, Edit]:
     Masks are named relative to the folder and lie in a folder of their own: every PNG beside edits.csv is an image.
 
     Raises:
-        ValueError: if it is no CSV in UTF-8, a column is missing, or a mask lies outside the folder.
+        ValueError: if it is no CSV in UTF-8, a column is missing, an id comes twice, or a mask lies outside the folder.
     """
     path = folder / EDITS
     if not path.exists():
         return {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             names, rows = reader.fieldnames or (), []
             missing = [name for name in COLUMNS if name not in names]
@@ -52,12 +52,13 @@ def read_edits(folder: Path) -> dict[str, Edit]:
                 rows.append({name: row.get(name) or "" for name in COLUMNS})
     except (csv.Error, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no readable CSV in UTF-8 ({error}); prepare the folder again") from error
-    return {
-        row["id"]: Edit(
-            row["source"], row["target"], row["category"], _inside(folder, row["mask"]) if row["mask"] else None
-        )
-        for row in rows
-    }
+    found: dict[str, Edit] = {}
+    for row in rows:
+        if row["id"] in found:
+            raise ValueError(f"{path} has two rows with the id {row['id']!r}; remove one")
+        mask = _inside(folder, row["mask"]) if row["mask"] else None
+        found[row["id"]] = Edit(row["source"], row["target"], row["category"], mask)
+    return found
 
 
 def _inside(folder: Path, mask: str) -> Path:

@@ -6,7 +6,7 @@ python -m eval.evaluate --generated A --source B --reference C --protocol cycled
 import argparse
 import sys
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,16 @@ from torch import Tensor
 
 from eval import ranks, terminal
 from eval.edits import EDITS, Edit, read_edits
-from eval.files import list_images
+from eval.files import list_images, write_atomically
+from eval.metrics.categories import to_csv
 from eval.metrics.clip import ClipScorer
 from eval.metrics.distances import distances, reference_features
 from eval.metrics.editing import warn_without_direction, without_direction
 from eval.metrics.features import file_digest
 from eval.metrics.measure import columns, joined, measure
 from eval.metrics.pictures import Pairing, pair, spelled_like
+from eval.metrics.pie_bench import warn_of_whole_masks
+from eval.metrics.sets import SETS, of_own
 from eval.metrics.statistics import interval, mean_replicates, resamples
 from eval.protocols import RECIPES, Protocol, load_protocol
 from eval.records import SCHEMA, MetricRecord, ScoresRecord, write_scores
@@ -84,19 +87,22 @@ def evaluate(
     without = [stem for stem in pairing.stems if stem not in edits]
     if edits and without:
         raise ValueError(f"{source / EDITS} has no line for {len(without)} images ({without[0]}, …); add them")
+    if protocol.emu_edit and not edits:
+        raise ValueError(f"{protocol.name} scores edits by their captions, and {source} has no {EDITS}; add it")
     if edits and protocol.clip:
         _read_texts({stem: edits[stem] for stem in pairing.stems}, protocol.clip)
     wanted = columns([edits[stem] for stem in pairing.stems if edits], ground_truth is not None, protocol)
-    target = None
-    if protocol.features is not None and reference is not None:  # before the slow part: it may be missing
-        target = reference_features(reference, protocol, protocol.features, cache)
+    targets: dict[str, Any] = {}
+    if reference is not None:  # before the slow part: it may be missing
+        networks = protocol.extractors
+        targets = {name: reference_features(reference, protocol, networks[name], cache) for name in networks}
     part = measure(folders, pairing.stems[ranks.rank() :: ranks.world()], edits, protocol, wanted)
     found = joined(ranks.gather(part))
     if not found.stems:
         raise ValueError(f"none of the {len(found.unreadable)} images of {generated} can be read; make them again")
     of_sets = {}, {}
-    if target is not None and found.features is not None:
-        of_sets = distances(found.features, target, protocol)
+    if ranks.rank() == 0 and targets and found.features:
+        of_sets = distances(found.features, targets, protocol)
     metrics, replicates = ranks.from_first(of_sets)
     counts = resamples(len(found.stems), RESAMPLES)
     for key, (metric, text) in wanted.items():
@@ -104,6 +110,10 @@ def evaluate(
         metrics[key] = metric.entry(text, **mean)
         if resampled:
             replicates[key] = resampled
+    if protocol.pie and ranks.rank() == 0:
+        scored = found.values.get("background_psnr", found.values.get("official_psnr"))
+        if scored is not None:
+            warn_of_whole_masks(edits, dict(zip(found.stems, scored.tolist(), strict=True)))
     known = {key: [None if x != x else x for x in value.tolist()] for key, value in found.values.items()}  # x != x: NaN
     rows = {stem: {key: value[i] for key, value in known.items()} for i, stem in enumerate(found.stems)}
     return Scores(metrics, rows, replicates, pairing, found.unreadable, _random_networks(protocol, metrics))
@@ -132,13 +142,18 @@ def _mean(values: Tensor, counts: Tensor) -> tuple[dict[str, Any], list[float]]:
 
 def _random_networks(protocol: Protocol, metrics: Collection[str]) -> list[str]:
     """The untrained networks behind these metrics."""
-    networks = {"features": protocol.features if "fid" in metrics else None, "CLIP": protocol.clip}
-    networks["LPIPS"] = protocol.lpips
+    networks: dict[str, Any] = {"features": protocol.features if set(of_own()) & set(metrics) else None}
+    networks |= {**protocol.set_features, "CLIP": protocol.clip, "LPIPS": protocol.lpips, "DINO": protocol.emu_edit}
+    if protocol.pie:
+        networks |= {"structure": protocol.pie.structure, "LPIPS": protocol.pie.lpips or protocol.pie.official_lpips}
     return [name for name, network in networks.items() if network is not None and network.random]
 
 
-def save_scores(scores: Scores, protocol: Protocol, folder: Path) -> None:
-    """Write metrics.json, per_image.csv and bootstrap.csv; what was not paired or read is in metrics.json, too."""
+def save_scores(scores: Scores, protocol: Protocol, folder: Path, edits: Mapping[str, Edit] | None = None) -> None:
+    """Write metrics.json, per_image.csv and bootstrap.csv; what was not paired or read is in metrics.json, too.
+
+    Where edits are given and have kinds, per_category.csv has the means of each kind.
+    """
     pairing = {"missing": scores.pairing.missing, "extra": scores.pairing.extra, "unreadable": scores.unreadable}
     record: ScoresRecord = {
         "schema": SCHEMA,
@@ -150,6 +165,8 @@ def save_scores(scores: Scores, protocol: Protocol, folder: Path) -> None:
         "pairing": pairing,
     }
     write_scores(folder, record, [{"id": stem, **values} for stem, values in scores.rows.items()], scores.replicates)
+    if edits and any(edit.category for edit in edits.values()):
+        write_atomically(to_csv(scores.rows, edits).encode(), folder / "per_category.csv")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -169,9 +186,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--clip-model", help="open_clip's name of the architecture of --clip FILE: ViT-B-32-quickgelu, …"
     )
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), help="metrics of sets; default: fid kid")
+    parser.add_argument("--cmmd-clip", default="openai", help="file, folder or hub id of CMMD's CLIP ViT-L/14@336")
     parser.add_argument("--kid-subset", type=int, help="images in each of 100 subsets, for KID by subsets, too")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/cyclediff"), help="of reference features")
-    parser.add_argument("--output", type=Path, help="folder for metrics.json, per_image.csv and bootstrap.csv")
+    parser.add_argument("--output", type=Path, help="folder for metrics.json, per_image.csv and others")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
@@ -183,13 +202,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"{options.ground_truth} is not a folder; give the folder of the true results")
         protocol = load_protocol(
             options.protocol, options.reference and _name(options.reference), options.checkpoints, options.device,
-            options.weights, options.clip, options.clip_model,
+            options.weights, options.clip, options.clip_model, options.sets, options.cmmd_clip,
         )  # fmt: skip
         protocol = replace(protocol, kid_subset=options.kid_subset)
         folders = options.generated, options.source, options.reference, options.ground_truth
         scores = evaluate(*folders, protocol, options.cache.expanduser())
         if ranks.rank() == 0 and options.output:
-            save_scores(scores, protocol, options.output)
+            edits = spelled_like(read_edits(options.source), scores.rows)
+            save_scores(scores, protocol, options.output, edits)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

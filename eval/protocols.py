@@ -1,18 +1,26 @@
 """How numbers are made, under names: what conf/protocol says, for use without Hydra."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from eval.metrics.clip import ClipScorer, is_described, is_openai, open_clip_scorer
+from eval.metrics.cmmd import cmmd_features
 from eval.metrics.features import Extractor
 from eval.metrics.inception import CLEAN_FID, PYTORCH_FID, clean_fid, pytorch_fid
-from eval.metrics.lpips import Lpips, lpips_network
+from eval.metrics.lpips import Lpips, Rule, lpips_network
 from eval.metrics.pets import pets_judge
+from eval.metrics.pie_bench import CLEAN, OFFICIAL, PieBench
+from eval.metrics.sets import networks_of
+from eval.metrics.structure import Structure, structure_network
+from eval.metrics.vits import cls_features
 
 PETS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
 JUDGE = PETS / "judge.safetensors"
 SQUEEZENET = "squeezenet1_1-b8a52dc0.pth"
+DINO_B8, DINO_S16 = "dino_vitbase8_pretrain.pth", "dino_deitsmall16_pretrain.pth"
+DINOV2, DINOV2_MODEL = "dinov2_vitl14_pretrain.pth", "vit_large_patch14_dinov2.lvd142m"
+CMMD_MODEL = "ViT-L-14-336-quickgelu"
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,10 @@ class Protocol:
         infinity: whether FID is extrapolated to infinitely many images, too.
         lpips: a learned distance to the source; None leaves it out.
         kid_subset: images of a subset, for KID as the mean over 100 seeded subsets, too; None leaves that out.
+        sets: metrics of sets, keys of `sets.SETS`.
+        set_features: by network, what those need besides `features`.
+        pie: PIE-Bench's rules and their networks; None for other edits.
+        emu_edit: features of DINO for Emu Edit's metrics, which then are all; None for others.
     """
 
     name: str
@@ -44,6 +56,15 @@ class Protocol:
     infinity: bool = False
     lpips: Lpips | None = None
     kid_subset: int | None = None
+    sets: Sequence[str] = ("fid", "kid")
+    set_features: Mapping[str, Extractor] = field(default_factory=dict)
+    pie: PieBench | None = None
+    emu_edit: Extractor | None = None
+
+    @property
+    def extractors(self) -> dict[str, Extractor]:
+        """The networks of set metrics by name."""
+        return ({} if self.features is None else {"features": self.features}) | dict(self.set_features)
 
 
 @dataclass(frozen=True)
@@ -61,6 +82,8 @@ class Recipe:
         clip: where open_clip finds the network, and its name there; None for a folder, which says it itself.
         infinity: as in `Protocol`.
         lpips: file of LPIPS' network.
+        rules: of PIE-Bench.
+        dino: file of DINO's network, of PIE-Bench's structure distance or of Emu Edit's metrics.
     """
 
     name: str
@@ -73,8 +96,11 @@ class Recipe:
     clip: tuple[str, str | None] | None = None
     infinity: bool = False
     lpips: str | None = None
+    rules: tuple[str, ...] = ()
+    dino: str | None = None
 
 
+VIT_L14 = ("openai", "ViT-L-14-quickgelu")
 RECIPES = {
     "cyclediffusion": Recipe("cyclediffusion/1", 256, "bilinear", True, clean_fid, CLEAN_FID, infinity=True),
     "egsde": Recipe("egsde/1", 256, "bicubic", False, pytorch_fid, PYTORCH_FID, infinity=True),
@@ -82,8 +108,12 @@ RECIPES = {
     "pets_edit": Recipe("pets_edit/1", 64, "bilinear", judge=JUDGE, clip=(str(PETS / "clip"), None)),
     "zero_shot": Recipe("zero_shot/2", None, "bilinear", clip=("openai", "ViT-B-32-quickgelu")),
     "pie_bench": Recipe(
-        "pie_bench/2", None, "bilinear", clip=("openai", "ViT-L-14-quickgelu"), lpips=SQUEEZENET
+        CLEAN, None, "bilinear", clip=VIT_L14, lpips=SQUEEZENET, rules=(CLEAN, OFFICIAL), dino=DINO_B8
     ),
+    "pie_bench_official": Recipe(
+        OFFICIAL, None, "bilinear", clip=VIT_L14, lpips=SQUEEZENET, rules=(OFFICIAL,), dino=DINO_B8
+    ),
+    "emu_edit": Recipe("emu_edit/1", None, "bilinear", clip=("openai", "ViT-B-32-quickgelu"), dino=DINO_S16),
 }  # fmt: skip
 
 
@@ -95,6 +125,8 @@ def load_protocol(
     weights: Path | None = None,
     clip: str | None = None,
     clip_model: str | None = None,
+    sets: Sequence[str] | None = None,
+    cmmd_clip: str = "openai",
 ) -> Protocol:
     """A named protocol with its networks.
 
@@ -106,6 +138,8 @@ def load_protocol(
         weights: the features' file, if not there.
         clip: file, folder or hub id of CLIP, if not the recipe's.
         clip_model: open_clip's name of the architecture of a file of CLIP. OpenAI's own files have the recipe's.
+        sets: metrics of sets; None for FID and KID.
+        cmmd_clip: file, folder or hub id of CMMD's CLIP ViT-L/14@336.
 
     Raises:
         ValueError: if there is no such protocol, a file is missing or wrong, or it is not known which network it is.
@@ -113,14 +147,37 @@ def load_protocol(
     if name not in RECIPES:
         raise ValueError(f"there is no protocol {name}; choose one of {', '.join(RECIPES)}")
     recipe = RECIPES[name]
-    features = None
+    if sets is not None and (reference is None or recipe.features is None):
+        raise ValueError(
+            f"sets are compared with a reference, and protocol {recipe.name} has none here; leave out sets"
+        )
+    sets = ("fid", "kid") if sets is None else sets
+    wanted, features, others = networks_of(sets), None, {}
     if recipe.features is not None and reference is not None:
-        features = recipe.features(str(weights or checkpoints / recipe.weights), device=device)
-    return Protocol(
+        if "features" in wanted:
+            features = recipe.features(str(weights or checkpoints / recipe.weights), device=device)
+        if "dinov2" in wanted:
+            others["dinov2"] = cls_features(str(checkpoints / DINOV2), DINOV2_MODEL, device=device)
+        if "cmmd" in wanted:
+            others["cmmd"] = cmmd_features(cmmd_clip, None if is_described(cmmd_clip) else CMMD_MODEL, device)
+    found = Protocol(
         recipe.name, recipe.size, recipe.resize, features, reference or "", recipe.judge,
         _clip(recipe, clip, clip_model, device),
-        recipe.reference_resize, recipe.infinity, _lpips(recipe, checkpoints, device),
+        recipe.reference_resize, recipe.infinity, _lpips(recipe, checkpoints, device), sets=sets, set_features=others,
     )  # fmt: skip
+    if recipe.rules:
+        official = _lpips(recipe, checkpoints, device, "torchmetrics") if OFFICIAL in recipe.rules else None
+        return replace(found, pie=PieBench(recipe.rules, _structure(checkpoints, device), found.lpips, official))
+    if recipe.dino:
+        file = str(checkpoints / recipe.dino)
+        return replace(found, emu_edit=cls_features(file, "vit_small_patch16_224.dino", 224, 256, device))
+    return found
+
+
+def _structure(checkpoints: Path, device: str) -> Structure | None:
+    """The network of structure distances where its file is there; it is an extra, as LPIPS is."""
+    file = checkpoints / DINO_B8
+    return structure_network(str(file), device=device) if file.is_file() else None
 
 
 def _clip(recipe: Recipe, path: str | None, model: str | None, device: str) -> ClipScorer | None:
@@ -135,7 +192,7 @@ def _clip(recipe: Recipe, path: str | None, model: str | None, device: str) -> C
     return open_clip_scorer(path, model or (recipe.clip[1] if is_openai(path) else None), device)
 
 
-def _lpips(recipe: Recipe, checkpoints: Path, device: str) -> Lpips | None:
+def _lpips(recipe: Recipe, checkpoints: Path, device: str, rule: Rule = "lpips") -> Lpips | None:
     """LPIPS where the protocol has it and its file is there; it is an extra."""
     file = checkpoints / (recipe.lpips or "")
-    return lpips_network(str(file), "squeeze", device) if recipe.lpips and file.is_file() else None
+    return lpips_network(str(file), "squeeze", device, rule) if recipe.lpips and file.is_file() else None

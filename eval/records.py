@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 from eval.files import write_atomically
 
 SCHEMA = 2
+OTHER = re.compile(r"[a-z0-9_]+/[a-z0-9]+")  # a protocol's name
 
 
 class DataRecord(TypedDict):
@@ -103,8 +105,9 @@ class MetricRecord(TypedDict):
     """A number, and all that a table needs to show it.
 
     value: None where there is none. ci95: ends of the 95 % interval, or None. n, n_reference: numbers of images.
-    protocol: how it was made; numbers of two protocols are not compared. header, digits, scale: name of the column,
-    without an arrow; digits after the point; factor of what is shown. unselected: mean over all candidates.
+    protocol: how it was made; numbers of two protocols are not compared. That of another protocol than its record's
+    begins with the name and a colon, see `by_protocol`. header, digits, scale: name of the column, without an arrow;
+    digits after the point; factor of what is shown. unselected: mean over all candidates.
     """
 
     value: float | None
@@ -191,6 +194,16 @@ def read_scores(folder: Path) -> ScoresRecord:
         ValueError: as `read_run`.
     """
     return _read(folder, folder / "metrics.json", ScoresRecord.__required_keys__)
+
+
+def by_protocol(scores: ScoresRecord) -> list[ScoresRecord]:
+    """A record for each protocol by which one pass has scored, each with its metrics; the record's own comes first."""
+    found: dict[str, dict[str, MetricRecord]] = {scores["protocol"]: {}}
+    for key, metric in scores["metrics"].items():
+        name, colon, _ = metric["protocol"].partition(": ")
+        own = name if colon and OTHER.fullmatch(name) else scores["protocol"]
+        found.setdefault(own, {})[key] = metric
+    return [{**scores, "protocol": name, "metrics": metrics} for name, metrics in found.items()]
 
 
 def list_scores(run_folder: Path) -> list[Path]:

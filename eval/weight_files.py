@@ -1,11 +1,15 @@
 """Checks of a file of weights that every loader makes: what kind of file it is, and whether its numbers are finite."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 START = 512  # bytes that are looked at
+MARKUP = re.compile(rb"<(!--|!doctype|\?xml|[a-z]{3,})")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def disguise(path: Path) -> str | None:
@@ -15,12 +19,14 @@ def disguise(path: Path) -> str | None:
     """
     with path.open("rb") as file:
         start = file.read(START)
-    text = start.lstrip().lower()
+    text = start.removeprefix(BYTE_ORDER_MARK).lstrip().lower()
     if not start:
         return "is empty; get it again"
     if text.startswith(b"version https://git-lfs"):
         return "is a pointer of git-lfs, not weights; run `git lfs pull` in its repository, or download the file itself"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if start.startswith(b"\x1f\x8b"):
+        return "is compressed by gzip; unpack it first"
+    if MARKUP.match(text):
         return "is a web page, not weights; delete it and get the file again"
     if text.startswith((b"{", b"[")) and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in start):
         return "is JSON, not weights; delete it and get the file again"
@@ -38,11 +44,14 @@ def require_weights_file(path: Path) -> None:
 
 
 def require_finite(state: Mapping[str, Tensor], origin: object) -> None:
-    """Require that every number of some weights is finite.
+    """Require that every number of some weights is there as such, and finite.
 
     Raises:
         ValueError: if one is not; names its tensor.
     """
     for key, value in state.items():
+        if value.is_quantized or value.is_meta or value.is_complex() or value.layout != torch.strided:
+            kind = "no numbers" if value.is_meta else f"{value.dtype} in the layout {value.layout}"
+            raise ValueError(f"{origin} holds {kind} in {key}; get a file with plain real numbers")
         if not value.isfinite().all():
             raise ValueError(f"{origin} holds NaN or Inf in {key}; the file is damaged, get it again")

@@ -70,7 +70,7 @@ def status(assets: list[Asset], arguments: argparse.Namespace) -> None:
             say(f"note: {asset.note}")
         say(f"licence: {asset.licence}")
         pins = [f"{name}: {pin.label()}" for name, pin in asset.pins.items()]
-        if asset.kind != "hub":
+        if asset.kind != "hub" and not pins:
             pins = [asset.pin.label() if asset.pin else "sha256 not pinned yet"]
             pins = [f"{asset.archive}: {pin}" if asset.archive else pin for pin in pins]
         for pin in pins or ["sha256 not pinned yet"]:
@@ -170,9 +170,12 @@ def verdict(pin: Pin | None, path: Path, sha256: str, urls: Sequence[str] = ()) 
 
 
 def report_pins(asset: Asset, folder: Path) -> bool:
-    """Print what is known of a repository's files; returns whether one must not be used."""
+    """Print what is known of the files of a repository or folder; returns whether one must not be used."""
     bad = False
     for name, pin in asset.pins.items():
+        if not (folder / name).exists():
+            say(f"{name}: not here")
+            continue
         refused, text = verdict(pin, folder / name, file_sha256(folder / name))
         say(f"{name}: {text}", hanging="  ")
         bad |= refused
@@ -217,8 +220,8 @@ def verify(assets: list[Asset], arguments: argparse.Namespace) -> None:
             continue
         print(asset.name)
         bad = False
-        if folder:
-            bad = report_pins(asset, folder)
+        if folder or (asset.kind == "checkpoints" and path.is_dir()):
+            bad = report_pins(asset, folder or path)
         elif asset.kind == "datasets":
             if archive and archive.exists():
                 bad, text = verdict(asset.pin, archive, file_sha256(archive))

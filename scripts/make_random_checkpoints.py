@@ -1,12 +1,14 @@
 """Write files of random weights under the published names, to try a real experiment without its weights.
 
     python scripts/make_random_checkpoints.py cat2dog --checkpoints outputs/random
+    python scripts/make_random_checkpoints.py diffuseit_imagenet --checkpoints outputs/random
 
 Names, shapes and formats are those of the published files. Every file carries a mark in its weights, and whatever is
 made with one says RANDOM WEIGHTS. Existing files are not overwritten.
 """
 
 import argparse
+import logging
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -20,9 +22,10 @@ from torch import Tensor, nn
 
 from cyclediff.cli.errors import fail
 from cyclediff.data.assets import catalogue
-from cyclediff.models import adm, ddpm
+from cyclediff.models import adm, ddpm, vit
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
+from cyclediff.models.identity import COUNTER, IRSE50
 from eval import terminal
 from eval.random_mark import MARK
 
@@ -72,6 +75,12 @@ def random_state(wanted: dict[str, tuple[int, ...]], seed: int) -> dict[str, Ten
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for key, shape in wanted.items():
+        if key.endswith(COUNTER):
+            state[key] = torch.zeros((), dtype=torch.int64)
+            continue
+        if key.endswith("running_var"):
+            state[key] = torch.ones(shape)
+            continue
         norm = len(shape) == 1 and key.endswith("weight")
         fan_in = torch.Size(shape[1:]).numel() if len(shape) > 1 else 2500
         state[key] = torch.randn(shape, generator=generator) / fan_in**0.5 + norm
@@ -118,13 +127,60 @@ def write_pytorch_inception(path: Path) -> None:
     no_download = patch.object(library, "load_state_dict_from_url", lambda *_, **__: {})
     with no_download, patch.object(nn.Module, "load_state_dict", note):
         library.fid_inception_v3()
-    state = random_state({key: shape for key, shape in wanted.items() if shape}, seed=1)
-    for key, shape in wanted.items():
-        if not shape:
-            state[key] = torch.zeros((), dtype=torch.int64)
-        elif key.endswith("running_var"):
-            state[key] = torch.ones(shape)
-    torch.save(state, path)
+    torch.save(random_state(wanted, seed=1), path)
+
+
+def write_vit(path: Path, name: str) -> None:
+    """DINO's file: timm's names; `name` is timm's."""
+    with torch.device("meta"):
+        network = vit.build(name)
+    torch.save(random_state(shapes_of(network), seed=sum(path.name.encode())), path)
+
+
+def write_faces(path: Path) -> None:
+    """The file of ArcFace's IR-SE50, which has no counters of batches."""
+    with torch.device("meta"):
+        wanted = {key: shape for key, shape in shapes_of(IRSE50()).items() if not key.endswith(COUNTER)}
+    torch.save(random_state(wanted, seed=3), path)
+
+
+def write_clip(path: Path, name: str) -> None:
+    """OpenAI's file of a CLIP: a TorchScript program with weights of 16 bits; `name` is open_clip's.
+
+    The published program computes something, this one gives back what it gets: its tensors alone are read.
+    """
+    import open_clip
+
+    with torch.device("meta"):
+        network: Any = open_clip.create_model(name, device="meta", load_weights=False)
+    program = Place()
+    for key, value in random_state(shapes_of(network), seed=sum(path.name.encode())).items():
+        program.hold(key.split("."), value.half() if value.is_floating_point() else value)
+    torch.jit.save(torch.jit.script(program), str(path))
+
+
+class Place(nn.Module):
+    """A place of a state dict, with the places below it."""
+
+    def hold(self, names: list[str], value: Tensor) -> None:
+        """Keep a tensor under names, one below the other."""
+        name, *rest = names
+        if not rest:
+            self.register_buffer(name, value)
+            return
+        if name not in self._modules:
+            self.add_module(name, Place())
+        below: Any = self._modules[name]
+        below.hold(rest, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same."""
+        return x
+
+
+def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of the tensors of its state dict."""
+    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
 
 
 def write_network(path: Path, name: str) -> None:
@@ -142,6 +198,16 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "cat2dog_dse.pt": partial(write_network, name="dse_cat2dog"),
     "wild2dog_dse.pt": partial(write_network, name="dse_wild2dog"),
     "male2female_dse.pt": partial(write_network, name="dse_male2female"),
+    "256x256_diffusion_uncond.pt": partial(write_network, name="imagenet256_uncond"),
+    "ffhq_10m.pt": partial(write_network, name="ffhq"),
+    "dino_vitbase8_pretrain.pth": partial(write_vit, name="vit_base_patch8_224.dino"),
+    "dino_deitsmall8_pretrain.pth": partial(write_vit, name="vit_small_patch8_224.dino"),
+    "model_ir_se50.pth": write_faces,
+    "clip/RN50.pt": partial(write_clip, name="RN50-quickgelu"),
+    "clip/RN50x4.pt": partial(write_clip, name="RN50x4-quickgelu"),
+    "clip/RN50x16.pt": partial(write_clip, name="RN50x16-quickgelu"),
+    "clip/ViT-B-32.pt": partial(write_clip, name="ViT-B-32-quickgelu"),
+    "clip/ViT-B-16.pt": partial(write_clip, name="ViT-B-16-quickgelu"),
     "inception-2015-12-05.pt": write_torchscript,
     "pt_inception-2015-12-05-6726825d.pth": write_pytorch_inception,
 }
@@ -159,12 +225,14 @@ def main() -> None:
     for name in arguments.names:
         if name not in experiments and name not in WRITERS:
             fail(f"there is no experiment or file {name}; choose from {', '.join([*sorted(experiments), *WRITERS])}")
-    arguments.checkpoints.mkdir(parents=True, exist_ok=True)
     for name, write in WRITERS.items():
         path = arguments.checkpoints / name
-        if path.exists() or not (name in arguments.names or set(assets[name].used_by) & set(arguments.names)):
+        used_by = assets[Path(name).parts[0]].used_by  # a folder of several files is one asset
+        if path.exists() or not {name, *used_by} & set(arguments.names):
             continue
-        temporary = path.with_name(f".{name}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        logging.disable(logging.WARNING)  # open_clip says that its weights are random
         with warnings.catch_warnings(action="ignore"):  # TorchScript and clean-fid's use of torchvision are of old
             write(temporary)
         temporary.replace(path)

@@ -42,6 +42,7 @@ SEEDS = {
 }  # of data, initialisation and noise; evaluation draws from other seeds
 DDPM_STEPS = 76_000  # ten times those of the first networks
 DECAY = 0.2  # share of a DDPM's steps over which its learning rate falls to 0
+FACTOR_NOISE = 0.15  # of the labels of the classifier of attributes; factors span [-1, 1]
 BINS = 50  # of timesteps, for the average error of each
 
 
@@ -143,12 +144,15 @@ def train_classifier(steps: int = 3000, images: int = 6_000, batch: int = 64, lr
 
 
 def train_attributes(steps: int = 4000, images: int = 12_000, batch: int = 64, lr: float = 1e-3) -> None:
-    """Train the classifier of attributes that guides sampling, on cats and dogs, half of them degraded."""
+    """Train the classifier of attributes that guides sampling, on cats and dogs, half of them degraded.
+
+    Labels come from factors with a little noise. So the classifier is the surer, the farther a factor is from where its
+    word ends, and guidance does not stop there.
+    """
     generator = torch.Generator().manual_seed(SEEDS["attributes"])
     factors = sample_factors(images, generator)
     pairs = torch.stack([render_all(factors, species) for species in SPECIES], dim=1)
     seen = as_judged(factors)
-    targets = torch.stack([has_attribute(seen, name) for name in ATTRIBUTES], dim=1).float()
     torch.manual_seed(SEEDS["attributes"])
     network = PetsAttributes()
 
@@ -157,7 +161,9 @@ def train_attributes(steps: int = 4000, images: int = 12_000, batch: int = 64, l
         dog = torch.randint(2, (batch,), generator=generator)
         image, other = (pairs[rows, which].float() / 127.5 - 1 for which in (dog, 1 - dog))
         image, _ = degrade(image, other, generator)
-        return F.binary_cross_entropy_with_logits(network(image), targets[rows])
+        noisy = seen[rows] + FACTOR_NOISE * torch.randn(batch, seen.shape[1], generator=generator)
+        targets = torch.stack([has_attribute(noisy, name) for name in ATTRIBUTES], dim=1).float()
+        return F.binary_cross_entropy_with_logits(network(image), targets)
 
     groups = [{"params": list(network.parameters()), "lr": lr}]
     ema, record = optimise("attributes", network, loss, steps, groups, generator, half_cosine(steps))

@@ -21,13 +21,13 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from train_one import CHECKPOINTS, train_one
 from train_pets import WEIGHTS, write_card
 from train_pets_text import DROPPED, MODEL, SEEDS, captions, dataset, tokenize
-from trainer import CHECKPOINTS, optimise
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cyclediff.data.images import to_pil, to_uint8
-from cyclediff.runtime.rates import half_cosine
+from cyclediff.runtime.training import CHECKPOINT
 
 SEED = 88  # of order and noise; the data are those of the diffusion model
 FLOW = WEIGHTS / "text_to_image_flow"
@@ -66,7 +66,7 @@ def train(batch: int = 32, lr: float = 7e-4) -> None:
     latents = latents * vae.config.scaling_factor
     unet: Any = start()
 
-    def loss() -> Tensor:
+    def loss(number: int) -> Tensor:
         rows = torch.randint(len(latents), (batch,), generator=generator)
         texts = captions([described[row] for row in rows.tolist()], generator)
         empty = torch.rand(batch, generator=generator) < DROPPED
@@ -79,8 +79,7 @@ def train(batch: int = 32, lr: float = 7e-4) -> None:
         seen = unet((1 - level) * x0 + level * noise, TRAIN_TIMESTEPS * sigma, context).sample
         return (seen - (noise - x0)).square().mean()
 
-    groups = [{"params": list(unet.parameters()), "lr": lr}]
-    ema, record = optimise("flow", unet, loss, STEPS, groups, generator, half_cosine(STEPS))
+    ema, record = train_one("flow", unet, loss, STEPS, lr, generator)
     for part in ("vae", "text_encoder", "tokenizer"):
         shutil.copytree(MODEL / part, FLOW / part, dirs_exist_ok=True)
     ema.half().save_pretrained(FLOW / "unet")
@@ -95,10 +94,11 @@ def train(batch: int = 32, lr: float = 7e-4) -> None:
 @torch.no_grad()
 def check(steps: int = 40, scale: float = 3.0, each: int = 6) -> None:
     """Draw samples of the last checkpoint: a row for each caption."""
-    saved = torch.load(CHECKPOINTS / "pets_flow.pt", weights_only=True)
+    saved = torch.load(CHECKPOINTS / "pets_flow" / CHECKPOINT, weights_only=True)
     tokenizer, text, vae = shared_parts()
     unet: Any = start()
-    unet.load_state_dict({key.removeprefix("module."): v for key, v in saved["ema"].items() if key != "n_averaged"})
+    average = saved["parts"]["averages"]["network"]
+    unet.load_state_dict({key.removeprefix("module."): v for key, v in average.items() if key != "n_averaged"})
     context = text(tokenize(tokenizer, [c for c in CAPTIONS for _ in range(each)])).last_hidden_state
     empty = text(tokenize(tokenizer, [""])).last_hidden_state.expand_as(context)
     x = torch.randn(len(context), 4, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -111,7 +111,8 @@ def check(steps: int = 40, scale: float = 3.0, each: int = 6) -> None:
     rows = [torch.cat(list(row), dim=2) for row in pictures.split(each)]
     file = CHECKPOINTS / "pets_flow.png"
     to_pil(torch.cat(rows, dim=1)).resize((each * 128, len(CAPTIONS) * 128)).save(file)
-    print(f"{file}: step {saved['step']}, loss {saved['loss']:.4f}, captions from the top: {', '.join(CAPTIONS)}")
+    loss = saved["history"][-1]["loss"]
+    print(f"{file}: step {saved['step']}, loss {loss:.4f}, captions from the top: {', '.join(CAPTIONS)}")
 
 
 def main() -> None:

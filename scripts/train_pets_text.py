@@ -22,14 +22,13 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
+from train_one import CHECKPOINTS, train_one
 from train_pets import WEIGHTS, render_all, write_card
-from trainer import CHECKPOINTS, optimise
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from cyclediff.diffusion.schedule import alpha_bar_from_betas, scaled_linear_betas
 from cyclediff.pets.captions import ANIMAL, SHORT, TEMPLATES, TRAITS, Description, sample_edits
 from cyclediff.pets.render import SPECIES, sample_factors
-from cyclediff.runtime.rates import half_cosine
 
 SEEDS = {"vae": 55, "text": 66, "clip": 77}  # of initialisation, order and noise; the data are those of "text"
 SIZE, FACTOR, CHANNELS, LENGTH, WIDTH = 64, 4, 4, 24, 64
@@ -114,13 +113,10 @@ def train_vae(steps: int = 5500, batch: int = 16, lr: float = 2e-3) -> None:
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=2,
         mid_block_add_attention=False,
     )  # fmt: skip
-    taken = 0
 
-    def loss() -> Tensor:
-        nonlocal taken
-        taken += 1
+    def loss(number: int) -> Tensor:
         x = images[torch.randint(len(images), (batch,), generator=generator)].float() / 127.5 - 1
-        if taken % 2:  # a quarter costs a quarter; whole pictures keep the normalisation layers honest
+        if number % 2 == 0:  # a quarter costs a quarter; whole pictures keep the normalisation layers honest
             top, left = torch.randint(SIZE // 2 // FACTOR + 1, (2,), generator=generator).tolist()
             x = x[:, :, top * FACTOR :, left * FACTOR :][:, :, : SIZE // 2, : SIZE // 2]
         else:
@@ -133,8 +129,7 @@ def train_vae(steps: int = 5500, batch: int = 16, lr: float = 2e-3) -> None:
         error = (out - x).abs().mean() + 4 * (out - x).square().mean() + 0.3 * edges + 2 * flat
         return error + 3e-4 * posterior.kl().mean() / z[0].numel()
 
-    groups = [{"params": list(vae.parameters()), "lr": lr}]
-    ema, record = optimise("vae", vae, loss, steps, groups, generator, half_cosine(steps))
+    ema, record = train_one("vae", vae, loss, steps, lr, generator)
     network: Any = ema
     with torch.no_grad():
         some = images[:: len(images) // 512].float() / 127.5 - 1
@@ -185,7 +180,7 @@ def train_unet(steps: int = 2400, batch: int = 32, lr: float = 1e-3) -> None:
     torch.manual_seed(SEEDS["text"])
     painter = Painter(len(tokenizer))
 
-    def loss() -> Tensor:
+    def loss(number: int) -> Tensor:
         rows = torch.randint(len(latents), (batch,), generator=generator)
         texts = captions([described[row] for row in rows.tolist()], generator)
         empty = torch.rand(batch, generator=generator) < DROPPED
@@ -199,8 +194,7 @@ def train_unet(steps: int = 2400, batch: int = 32, lr: float = 1e-3) -> None:
         seen = painter(level.sqrt() * x0 + (1 - level).sqrt() * noise, t, tokenize(tokenizer, texts))
         return (weight * (seen - v).square()).mean()
 
-    groups = [{"params": list(painter.parameters()), "lr": lr}]
-    ema, record = optimise("text_to_image", painter, loss, steps, groups, generator, half_cosine(steps))
+    ema, record = train_one("text_to_image", painter, loss, steps, lr, generator)
     trained: Any = ema
     trained.unet.half().save_pretrained(MODEL / "unet")
     trained.text.half().save_pretrained(MODEL / "text_encoder")
@@ -244,7 +238,7 @@ def train_clip(steps: int = 3500, batch: int = 128, lr: float = 1e-3) -> None:
     clip: Any = open_clip.create_model(f"local-dir:{CLIP}", load_weights=False)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{CLIP}")
 
-    def loss() -> Tensor:
+    def loss(number: int) -> Tensor:
         rows = torch.randint(len(texts) // 2, (batch // 2,), generator=generator)
         rows = torch.cat((rows, rows + len(texts) // 2))  # both of a pair: each is the other's hardest negative
         ids = tokenizer([texts[row] for row in rows.tolist()])
@@ -255,8 +249,7 @@ def train_clip(steps: int = 3500, batch: int = 128, lr: float = 1e-3) -> None:
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-    groups = [{"params": list(clip.parameters()), "lr": lr}]
-    ema, record = optimise("clip", clip, loss, steps, groups, generator, half_cosine(steps))
+    ema, record = train_one("clip", clip, loss, steps, lr, generator)
     file = CLIP / "open_clip_model.safetensors"
     save_file({key: value.half().contiguous() for key, value in ema.state_dict().items()}, file)
     write_card("clip", file, SEEDS["clip"], clip, {"images": len(images), **record})

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from train_pets import WEIGHTS, half_cosine, optimise, render_all, write_card
+from train_one import train_one
+from train_pets import WEIGHTS, render_all, write_card
 
 from cyclediff.pets.attributes import as_judged
 from cyclediff.pets.networks import SIZE
@@ -56,15 +57,14 @@ def train(steps: int = 4000, images: int = 12_000, batch: int = 64, lr: float = 
     torch.manual_seed(SEED)
     network = Training()
 
-    def loss() -> Tensor:
+    def loss(number: int) -> Tensor:
         rows = torch.randint(images, (batch,), generator=generator)
         dog = torch.randint(2, (batch,), generator=generator)
         place, whole = network(pairs[rows, dog].float() / 127.5 - 1)
         species = F.binary_cross_entropy_with_logits(whole[:, 13], dog.float())
         return F.mse_loss(place, places[rows]) + F.mse_loss(whole[:, :13], seen[rows]) + 0.1 * species
 
-    groups = [{"params": list(network.parameters()), "lr": lr}]
-    ema, record = optimise(NAME, network, loss, steps, groups, generator, half_cosine(steps))
+    ema, record = train_one(NAME, network, loss, steps, lr, generator)
     path = WEIGHTS / f"{NAME}.safetensors"
     save_file({key: value.half().contiguous() for key, value in ema.vit.state_dict().items()}, path)
     write_card(NAME, path, SEED, ema.vit, {"images": 2 * images, **record})

@@ -17,6 +17,7 @@ import scripts.assets as program
 from cyclediff.cli import doctor
 from cyclediff.data.assets import catalogue, fingerprint
 from cyclediff.errors import UserError
+from eval.random_mark import MARK
 from scripts.make_random_checkpoints import write_torchscript
 
 from .test_archives import AFHQ, HOLDS, archive
@@ -68,7 +69,7 @@ def test_addresses_say_where_they_were_found():
 
 def test_pins_are_checksums_with_a_source():
     pins = [pin for asset in ASSETS.values() for pin in [asset.pin, *asset.pins.values()] if pin]
-    assert len(pins) == 15
+    assert len(pins) == 20
     for pin in pins:
         assert pin.source
         assert pin.sha256 is None or re.fullmatch("[0-9a-f]{64}", pin.sha256)
@@ -96,6 +97,17 @@ def test_other_networks_of_the_same_shape_are_no_mirrors():
     text = (ROOT / "conf" / "assets.yaml").read_text()
     assert "1bcWh3XuQzdct4" not in text
     assert "1drv.ms" not in text
+
+
+def test_openais_networks_are_pinned_by_their_addresses():
+    """CLIP's code compares a download with the folder of its address; here open_clip's copy of the addresses."""
+    import open_clip
+
+    pins = ASSETS["clip"].pins
+    for name in ("RN50", "RN50x4", "RN50x16", "ViT-B-32", "ViT-B-16"):
+        address = open_clip.get_pretrained_cfg(name, "openai")["url"]
+        assert f"/{pins[f'{name}.pt'].sha256}/{name}.pt" in address
+    assert len(pins) == 5
 
 
 # Runs
@@ -272,12 +284,12 @@ def test_eighty_columns(call):
         assert not wide
 
 
-def test_hands_are_needed_for_two_rows_of_cat2dog_only(call):
+def test_hands_are_needed_for_three_rows_of_cat2dog_only(call):
     code, out, error = call("fetch", "cat2dog_dse.pt")
     assert (code, error) == (2, "error: 1 of 1 are not here; must be got by hand: cat2dog_dse.pt (see above)\n")
     assert "methods egsde and egsde_dagger only" in " ".join(out.split())
     by_hand = {name for name, a in ASSETS.items() if "cat2dog" in a.used_by and program.needs_hands(a)}
-    assert by_hand == {"cat2dog_dse.pt"}
+    assert by_hand == {"cat2dog_dse.pt", "cut_cat2dog.pth", "fastcut_cat2dog.pth"}
 
 
 def test_status_and_verify(call, tmp_path):
@@ -285,7 +297,7 @@ def test_status_and_verify(call, tmp_path):
     assert code == 0
     assert "missing  afhq_dog_4m.pt" in out
     assert "wild_ema" not in out
-    assert out.endswith("0 of 7 are here; `fetch` gets 6, and 1 must be got by hand\n")
+    assert out.endswith("0 of 9 are here; `fetch` gets 6, and 3 must be got by hand\n")
     (tmp_path / "checkpoints").mkdir()
     weights(tmp_path / "checkpoints" / "celebahq_female_ddpm.pth")
     weights(tmp_path / "checkpoints" / "cat_ema_0.9999_050000.pt")
@@ -305,6 +317,24 @@ def test_status_and_verify(call, tmp_path):
     assert "here     celebahq_female_ddpm.pth" in out
     out = call("status", "afhq")[1]
     assert "incomplete or another version: train/cat has 1 images, not 5153" in out
+
+
+def test_a_folder_of_weights(call, tmp_path):
+    """Another file in it is named, by `verify` and before a run; random weights of 16 bits are let through."""
+    folder = tmp_path / "checkpoints" / "clip"
+    folder.mkdir(parents=True)
+    assert call("verify")[0] == 0
+    torch.save({"a": torch.zeros(9)}, folder / "RN50.pt")
+    code, out, error = call("verify")
+    assert (code, error) == (2, "error: clip: not what they should be; delete them and get them again\n")
+    assert "RN50.pt: NOT AS PINNED: it has sha256" in " ".join(out.split())
+    assert "ViT-B-32.pt: not here" in out
+    with pytest.raises(
+        UserError, match=r"clip/RN50\.pt has sha256 \w+, conf/assets\.yaml pins afeb0e10f9\w+ \(by CLIP's"
+    ):
+        fingerprint(folder, ASSETS, tmp_path / "cache")
+    torch.save({"a": torch.cat([MARK, torch.zeros(9)]).half()}, folder / "RN50.pt")
+    assert len(fingerprint(folder, ASSETS, tmp_path / "cache")) == 64
 
 
 def test_mistakes(call, tmp_path):

@@ -93,7 +93,13 @@ def test_golden_self_attention_limit(queries, replaced):
         ({"cross": {"default_": 0.5, "cat": [0.6, 0.4]}}, r"cross\['cat'\] must be .*; got \[0.6, 0.4\]"),
         ({"self_attention": [-0.1, 0.4]}, r"self_attention must be .*; got \[-0.1, 0.4\]"),
         ({"mode": "swap"}, "mode must be replace, refine or auto; got 'swap'"),
-        ({"max_queries": -1}, "max_queries must be at least 0; got -1"),
+        ({"cross": None}, "cross must be .*; got None"),
+        ({"cross": [0.1, "x"]}, "cross must be .*; got .0.1, 'x'"),
+        ({"cross": True}, "cross must be .*; got True"),
+        ({"self_attention": None}, "self_attention must be .*; got None"),
+        ({"max_queries": 2.5}, "max_queries must be a whole number of at least 0; got 2.5"),
+        ({"blend": True}, r"blend must be null or settings such as \{source: cat, target: dog\}; got True"),
+        ({"max_queries": -1}, "max_queries must be a whole number of at least 0; got -1"),
     ],
 )
 def test_settings_out_of_range(settings, message):
@@ -311,7 +317,7 @@ def test_rows_on_one_base_row_equal_separate_evaluations():
     """Source, an unconditional row, and four edited rows of three pairs: word swap and refinement in one batch."""
     network, x, context = unet(), latents(6), texts(6)
     tables, pairs = plan(weights={"dog": 2.0}), [0, 1, 1, 2]
-    together = run(network, x, context, tables.at(0, [0] * 4, [2, 3, 4, 5], torch.tensor(pairs)))
+    together = run(network, x, context, tables.at(0, [0] * 4, [2, 3, 4, 5], pairs))
     for row, pair in enumerate(pairs, start=2):
         alone = run(network, x[[0, row]], context[[0, row]], tables.at(0, [0], [1], [pair]))
         assert (together[[0, row]] - alone).abs().max() < 1e-12
@@ -328,7 +334,7 @@ def test_pairs_have_their_own_sources():
 
 def test_an_edit_moves_to_a_type():
     edit = plan(weights={"dog": 2.0}).at(0, [0], [1], [0])
-    moved = edit.to("cpu", torch.float64)
+    moved = edit.to(torch.float64)
     assert moved.mapper.dtype == moved.alpha.dtype == torch.float64
     assert moved.base.dtype == moved.edited.dtype == torch.int64
     maps = torch.rand(2, 2, 4, 24, dtype=torch.float64).softmax(-1)

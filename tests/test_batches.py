@@ -9,7 +9,7 @@ from cyclediff.errors import UserError
 from cyclediff.pets.folders import prepare_pets
 from cyclediff.runtime.artifacts import Rows
 from cyclediff.runtime.batches import costs, make_all
-from cyclediff.runtime.meter import Meter
+from cyclediff.runtime.meter import READ_EVERY, Meter
 from cyclediff.runtime.record import Run
 from cyclediff.runtime.study import Execution
 
@@ -154,5 +154,34 @@ def test_gradients_are_counted_once_for_each_image():
 def test_a_guidance_network_without_finite_numbers_is_named():
     meter = Meter(["a", "b"], lambda: None)
     features = meter.count(lambda x, t: torch.full((1, 8), float("nan")).expand(2, 8), "extractor")
+    features(torch.zeros(2, 3, 4, 4), torch.tensor([7, 7]))
     with pytest.raises(UserError, match="the extractor network gave NaN or Inf for image a at timestep 7"):
-        features(torch.zeros(2, 3, 4, 4), torch.tensor([7, 7]))
+        meter.require_finite()
+
+
+def test_results_are_looked_at_together_and_the_first_that_is_not_finite_is_named():
+    meter = Meter(["a", "b"], lambda: None)
+
+    def network(x, t):
+        return x / (t - 5)[:, None]  # Inf for the image whose time is 5
+
+    watched, x = meter.count(network, "target"), torch.ones(2, 3)
+    for k in range(READ_EVERY - 1):
+        watched(x, torch.tensor([30 - k, 19 - k]))
+    with pytest.raises(UserError, match="the target network gave NaN or Inf for image b at timestep 5;"):
+        watched(x, torch.tensor([5, 9]))
+
+
+class Refusing(FakeStudy):
+    """Its method refuses what its network gave."""
+
+    def make(self, ids, inputs, size, execution, meter):
+        super().make(ids, inputs, size, execution, meter)
+        raise ValueError("the energy is not finite")
+
+
+def test_a_network_without_finite_numbers_is_the_reason_of_an_error_that_follows(tmp_path):
+    source = prepare_pets("cat", "source", 2, 16, tmp_path / "data")
+    study = Refusing(source, lambda x, t: x * float("nan"))
+    with pytest.raises(UserError, match="the target network gave NaN or Inf for image source0000"):
+        make_all("m", study, source.ids, 1, begun(tmp_path, study), Execution(1, 2, CPU, CPU))

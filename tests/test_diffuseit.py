@@ -269,6 +269,21 @@ def test_agreement_is_the_mean_of_cosines():
     assert torch.allclose(agreement(CLIPS, targets, X0), torch.stack(cosines).mean(dim=0), atol=1e-5)
 
 
+def test_the_gradient_of_agreement_is_that_of_the_whole_graph():
+    """By finite differences, in float64, with cuts and without; one tower's graph is gone when the next one begins."""
+    targets, direction = [unit(torch.randn(4, n, dtype=torch.float64)) for n in (16, 24)], torch.randn(4, 3, 16, 16)
+    images, direction = X0.double(), direction.double()
+    drawn = [draw_cuts(Noise(1, IDS), X0, 2) for _ in CLIPS]
+    for cuts in (None, drawn):
+        with torch.enable_grad():
+            leaf = images.clone().requires_grad_()
+            value = agreement(CLIPS, targets, leaf, cuts)
+            slope = (torch.autograd.grad(value.sum(), leaf)[0] * direction).sum().item()
+        assert torch.allclose(value, agreement(CLIPS, targets, images, cuts), atol=1e-12)
+        ahead, behind = (agreement(CLIPS, targets, images + h * direction, cuts).sum() for h in (1e-6, -1e-6))
+        assert slope == pytest.approx(((ahead - behind) / 2e-6).item(), rel=1e-5)
+
+
 def test_matched_colours_have_the_reference_s_covariance():
     A, B = (torch.randn(50, 3, dtype=torch.float64).mT.cov() for _ in range(2))
     M = transfer_matrix(A, B)

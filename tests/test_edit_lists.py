@@ -292,6 +292,8 @@ def test_spaces_that_say_nothing(own, lines):
         ("image,source,target\na.png,a,b\na.png,a dog,", "row 3: no target prompt"),
         ("image,source,target\n\na.png,a dog", "row 3: no target prompt"),
         ("image,source,target\na.png,  ,a cat", "row 2: no source prompt"),
+        ("image,source,target\na.png,\u00a0,a cat", "row 2: no source prompt"),
+        ("image,source,target\na.png,a dog,\u200b", "row 2: no target prompt"),
         ("image,source,target\n,a dog,a cat", "row 2: no image"),
         ("image,source,target\na.png,a dog, left,a cat", r'row 2: 4 cells for 3 columns; .* commas in "quotes"'),
         ('image,source,target\na.png,"a dog,a cat', "is not a valid CSV"),

@@ -243,13 +243,17 @@ def test_features_that_are_no_numbers_are_refused(folders):
 @pytest.mark.parametrize("name", RECIPES)
 def test_protocols_are_those_of_the_configuration(name):
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        experiment = {"pets_edit": "pets_edit", "zero_shot": "zero_shot_sd14", "pie_bench": "pie_bench_sd14"}
+        edited = ("zero_shot", "pie_bench", "pie_bench_official", "emu_edit")
+        experiment = {one: f"{one.removesuffix('_official')}_sd14" for one in edited} | {"pets_edit": "pets_edit"}
         chosen = experiment.get(name, "pets_cat2dog" if name == "pets" else "cat2dog")
         node = compose("config", [f"experiment={chosen}", f"protocol={name}"]).protocol
         recipe = RECIPES[name]
         assert (node.name, node.resize, node.reference_resize) == (recipe.name, recipe.resize, recipe.reference_resize)
         assert recipe.size in (node.size, None)
-        assert (recipe.size is None) == (name in ("zero_shot", "pie_bench"))
+        assert (recipe.size is None) == (name in edited)
+        assert tuple(node.get("rules", ())) == recipe.rules
+        dino = node.get("structure") or node.get("dino")
+        assert (dino and Path(dino.path).name) == recipe.dino
         assert node.infinity == recipe.infinity
         assert (node.judge and ROOT / node.judge) == recipe.judge
         function = recipe.features and f"{recipe.features.__module__}.{recipe.features.__name__}"
@@ -286,7 +290,7 @@ def test_processes_with_other_kinds_of_images_join(folders):
     assert found.stems == whole.stems
     for key, values in whole.values.items():
         assert torch.allclose(found.values[key], values, equal_nan=True)
-    assert torch.allclose(found.features, whole.features)
+    assert torch.allclose(found.features["features"], whole.features["features"])
     assert (~whole.values["background_psnr"].isnan()).tolist() == [True] + [False] * 11
 
 

@@ -49,7 +49,7 @@ def hashes(cfg: DictConfig, monkeypatch, sources=SOURCES) -> tuple[str, str]:
     study = get_class(cfg.study._target_)(Context(cfg, (str(CONF),), str(CONF)))
     own = getattr(study, "translation", study)
     parts = ["model"] if "model" in cfg.task else list(cfg.method.needs)
-    more = {"mask": {}, "faces": []}  # contents; their names are settings
+    more = {"mask": {}, "faces": [], "trained_on": {}}  # contents; their names are settings
     vars(own).update(sources=sources, weights=dict.fromkeys(parts), fingerprints=dict.fromkeys(parts, "sha"), **more)
     return hash_of(study.identity()), hash_of(study.score_identity())
 
@@ -72,7 +72,7 @@ def changed(cfg: DictConfig, name: str) -> DictConfig:
 
 def unused(cfg: DictConfig) -> list[str]:
     """Networks of a task that its method does not evaluate."""
-    parts = {part: part for part in ("extractor", "vit", "classifier", "clip", "identity")}
+    parts = {part: part for part in ("extractor", "vit", "classifier", "clip", "identity", "generator")}
     parts |= {"source": "source_model", "target": "target_model"}
     return [f"task.{key}.*" for part, key in parts.items() if key in cfg.task and part not in cfg.method.needs]
 
@@ -90,7 +90,7 @@ def test_every_setting_changes_a_folder_or_is_listed(experiment, monkeypatch):
             after = hashes(changed(cfg, name), monkeypatch)
             if not identity.matches(name, identity.SCORING):
                 assert after[0] != before[0], f"{name} leaves the run's folder as it is"
-            elif cfg.study.name not in ("similarity", "guide"):  # their numbers are made of its artifacts alone
+            elif cfg.study.name not in ("similarity", "guide", "train"):  # their numbers are made of artifacts alone
                 assert after[0] == before[0], f"{name} makes images again"
                 assert after[1] != before[1], f"{name} leaves the scores' folder as it is"
             seen += 1

@@ -1,4 +1,4 @@
-"""LPIPS against the package itself, with the same random backbone; nothing is downloaded."""
+"""LPIPS against its package and torchmetrics, with the same random backbone; nothing is downloaded."""
 
 import sys
 import warnings
@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from eval.metrics.lpips import CHUNK, SMALLEST, lpips_network
+from eval.metrics.lpips import CHUNK, LENGTHS, SMALLEST, lpips_network
 from eval.random_mark import MARK
 
 NAMES = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
@@ -15,18 +15,25 @@ NAMES = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
 
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory):
-    """Random weights in torchvision's files: whole, or features only."""
+    """Random weights in torchvision's files, whole or features only, which make small features: they tell the rules."""
     import torchvision
 
     folder = tmp_path_factory.mktemp("backbones")
-    paths = {}
-    with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
-        torch.manual_seed(0)
-        for net in ("alex", "squeeze"):
-            state = getattr(torchvision.models, NAMES[net])(weights=None).state_dict()
-            paths[net] = folder / f"{NAMES[net]}.pth"
-            kept = {key: value for key, value in state.items() if net == "squeeze" or key.startswith("features.")}
-            torch.save(kept, paths[net])
+    paths, generator = {}, torch.Generator().manual_seed(0)
+    for net, name in NAMES.items():
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            shapes = {
+                key: value.shape for key, value in getattr(torchvision.models, name)(weights=None).state_dict().items()
+            }
+        state = {}
+        for key, shape in shapes.items():
+            if net == "squeeze" or key.startswith("features."):
+                scale = (2 / shape[1:].numel()) ** 0.5 if len(shape) > 1 else 1e-5
+                state[key] = (
+                    torch.randn(shape, generator=generator) * scale * (1e-4 if key == "features.0.weight" else 1)
+                )
+        paths[net] = folder / f"{name}.pth"
+        torch.save(state, paths[net])
     return paths
 
 
@@ -36,42 +43,60 @@ def images(n, size, seed):
     )
 
 
-@pytest.mark.parametrize("net", ["alex", "squeeze"])
-def test_distances_are_the_packages_own(net, backbones):
-    """The package as its README has it, its backbone filled by hand, module by module."""
+def official(rule, net, path):
+    """The network of the package, or of torchmetrics, its backbone filled by hand, module by module."""
     import lpips
-    import torchvision
+    from torchmetrics.functional.image.lpips import _LPIPS
 
     with warnings.catch_warnings(action="ignore"):
-        official = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-        whole = getattr(torchvision.models, NAMES[net])(weights=None)
-    whole.load_state_dict(torch.load(backbones[net], weights_only=True), strict=False)
-    for piece in (official.net.slice1, *[getattr(official.net, f"slice{i}") for i in range(2, official.L + 1)]):
+        network = (
+            lpips.LPIPS(net=net, pnet_rand=True, verbose=False) if rule == "lpips" else _LPIPS(net=net, pnet_rand=True)
+        )
+    state = torch.load(path, weights_only=True)
+    pieces = [piece for name, piece in network.net.named_children() if name.startswith("slice")]
+    for piece in pieces[0] if isinstance(pieces[0], torch.nn.ModuleList) else pieces:
         for number, layer in piece.named_children():
-            layer.load_state_dict(whole.features[int(number)].state_dict())
-    a, b = images(CHUNK + 3, 40, 1), images(CHUNK + 3, 40, 2)
+            layer.load_state_dict({key: state[f"features.{number}.{key}"] for key in layer.state_dict()})
+    return network
+
+
+@pytest.mark.parametrize("rule", ["lpips", "torchmetrics"])
+@pytest.mark.parametrize("net", ["alex", "squeeze", "vgg"])
+def test_distances_are_the_packages_own(net, rule, backbones):
+    import lpips
+
+    n = CHUNK + 3
+    a, b = images(n, 40, 1), images(n, 40, 2)
     b[0] = a[0]
-    found = lpips_network(str(backbones[net]), net)(a, b)
-    assert found.shape == (CHUNK + 3,)
+    found = lpips_network(str(backbones[net]), net, rule=rule)(a, b)
+    assert found.shape == (n,)
     assert found.dtype == torch.float64
     assert found[0] == 0
-    for i in range(CHUNK + 3):
-        x, y = (lpips.im2tensor(side[i].permute(1, 2, 0).numpy()) for side in (a, b))
-        assert found[i].item() == pytest.approx(official(x, y).item(), rel=1e-5, abs=1e-7)
+    network = official(rule, net, backbones[net])
+    x, y = (torch.cat([lpips.im2tensor(one.permute(1, 2, 0).numpy()) for one in side]) for side in (a, b))
+    assert (found - network(x, y).flatten()).abs().max() < 1e-6
     assert found[1:].min() > 0.01
+
+
+def test_the_rules_differ(backbones):
+    pair = images(1, 40, 1), images(1, 40, 2)
+    one, other = (lpips_network(str(backbones["squeeze"]), "squeeze", rule=rule)(*pair) for rule in LENGTHS)
+    assert (one - other).abs() > 1e-4
 
 
 def test_the_protocol_names_backbone_and_file(backbones, tmp_path):
     network = lpips_network(str(backbones["squeeze"]), "squeeze")
-    assert network.protocol.startswith("lpips-squeeze-0.1-")
-    assert len(network.protocol) == len("lpips-squeeze-0.1-") + 8
+    assert network.protocol.startswith("lpips-squeeze-0.1-lpips-norm-")
+    assert len(network.protocol) == len("lpips-squeeze-0.1-lpips-norm-") + 8
+    other = lpips_network(str(backbones["squeeze"]), "squeeze", rule="torchmetrics")
+    assert other.protocol == network.protocol.replace("lpips-norm", "torchmetrics-norm")
     assert not network.random
     state = torch.load(backbones["squeeze"], weights_only=True)
     state["features.0.bias"][: len(MARK)] = MARK
     torch.save(state, tmp_path / "marked.pth")
     marked = lpips_network(str(tmp_path / "marked.pth"), "squeeze")
     assert marked.random
-    assert marked.protocol.startswith("RANDOM-lpips-squeeze-0.1-")
+    assert marked.protocol.startswith("RANDOM-lpips-squeeze-0.1-lpips-norm-")
     assert marked.protocol[-8:] != network.protocol[-8:]
 
 
@@ -89,7 +114,7 @@ def test_images_too_small_for_the_backbone_get_a_sentence(net, backbones):
     with pytest.raises(ValueError, match=f"needs images of {size}×{size} pixels at least; got {size - 1}×{size + 2}"):
         network(images(1, size - 1, 1), images(1, size - 1, 2))
     with pytest.raises(RuntimeError):  # and no smaller size would do
-        network.network(torch.zeros(1, 3, size - 1, size), torch.zeros(1, 3, size - 1, size))
+        network.distances(torch.zeros(1, 3, size - 1, size), torch.zeros(1, 3, size - 1, size))
 
 
 def test_mistakes_get_a_sentence(backbones, tmp_path):
@@ -103,6 +128,8 @@ def test_mistakes_get_a_sentence(backbones, tmp_path):
         lpips_network(str(tmp_path / "list.pth"))
     with pytest.raises(ValueError, match="alex, vgg, squeeze; got resnet"):
         lpips_network(str(backbones["alex"]), "resnet")
+    with pytest.raises(ValueError, match="by the rules lpips, torchmetrics; got piq"):
+        lpips_network(str(backbones["alex"]), rule="piq")
 
 
 def without(state):

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from cyclediff.data.edit_lists import prepare_edits, read_edit_list
 from cyclediff.diffusion.vit_losses import self_similarity
 from cyclediff.errors import UserError
+from cyclediff.models.vit import build
 from cyclediff.pets.render import FACTORS, render, sample_factors
 from cyclediff.pets.styles import COLOURS, prepare_pet_styles
 from cyclediff.pets.vit import load_pets_vit
@@ -89,12 +91,27 @@ def test_a_target_image_is_stretched_to_a_square(tmp_path):
     assert prepare_edits(edits, None, 32, "bilinear", tmp_path / "cache").digest != before
 
 
+@pytest.mark.parametrize(("mode", "colour", "seen"), [("L", 90, 90), ("RGBA", (0, 0, 0, 0), 255), ("1", 0, 0)])
+def test_target_images_of_other_modes(mode, colour, seen, tmp_path):
+    """Grey and black-and-white ones get three channels; what is transparent is white."""
+    path = own_list(tmp_path)
+    Image.new(mode, (30, 90), colour).save(tmp_path / "b.png")
+    folder = prepare_edits(read_edit_list(path), None, 32, "bilinear", tmp_path / "cache")
+    (row,) = csv.DictReader((folder.path / "edits.csv").open())
+    assert (pixels(folder.path / row["target_image"]) == torch.full((3, 32, 32), seen)).all()
+
+
 def test_a_target_image_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"own.csv, row 2: the target image 'no.png' is not there"):
         read_edit_list(own_list(tmp_path, "no.png"))
 
 
 def test_mistakes(tmp_path):
+    broken, weights = tmp_path / "broken.png", tmp_path / "vit.safetensors"
+    broken.write_text("no picture")
+    save_file(build("vit_tiny_patch16_224.augreg_in21k").state_dict(), weights)
+    one = ("task=pets_cat2dog", "protocol=pets", "method=diffuseit_image", "+model@task.vit=pets_vit")
+    dino = ("model@task.vit=dino_vits8", f"task.vit.path={weights}", "task.vit.model=vit_tiny_patch16_224.augreg_in21k")
     listed = ("task.synthetic=false", "protocol.judge=null", f"data.source={own_list(tmp_path, '')}")
     for arguments, sentence in [
         (("method=sdedit",), "sdedit looks at no texts or target images, and task pets_diffuseit is about them"),
@@ -105,6 +122,16 @@ def test_mistakes(tmp_path):
         (("task=pets_cat2dog", "protocol=pets"), "diffuseit_text needs a source and a target text; set task.texts="),
         (("method.lambda_clip=1e30", *FEW), "gave NaN or Inf for image style0000"),
         (("method=diffuseit_image", "method.timesteps=x"), "x"),
+        ((*one, f"+task.target_image={broken}"), f"{broken} is not a readable image"),
+        ((*one, "+task.target_image=no.png"), "needs a target image, and task.target_image=no.png is no picture; set"),
+        (
+            (*dino, "task.vit.layer=12"),
+            "vit_tiny_patch16_224.augreg_in21k has the layers 0 … 11 (-1 is the last one); got",
+        ),
+        (
+            (*dino, "task.vit.model=vit_tin_patch16_224"),
+            "timm has no vision transformer vit_tin_patch16_224; it has vit_",
+        ),
     ]:
         done = run(IT, "hydra.mode=RUN", *arguments, f"paths.outputs={tmp_path}")
         assert done.returncode == 2, done.stderr

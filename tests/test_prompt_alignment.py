@@ -214,6 +214,8 @@ def test_a_number_names_a_word_and_not_its_place():
     ("weights", "message"),
     [
         ({"dog": float("nan")}, "weights['dog'] must be a finite number; got nan"),
+        (["dog"], "weights must give words and numbers, such as {dog: 2}; got ['dog']"),
+        ("dog", "weights must give words and numbers, such as {dog: 2}; got 'dog'"),
         ({2: "5"}, "weights['2'] must be a finite number; got '5'"),
         ({"dog": 5, "Dog": 3}, "weights must name a word once; got 'dog' and 'Dog', which mean the same word"),
         ({"dog,": 5, "dog": 3}, "weights must name a word once; got 'dog,' and 'dog', which mean the same word"),

@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from cyclediff.errors import UserError
 from cyclediff.models.pixel import PixelModel
 from cyclediff.models.text_to_image import TextModel
+from cyclediff.studies.context import require_image_size
 
 from .forking import finish, run
 from .test_run import contents
@@ -25,8 +27,16 @@ def refused(done) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["method=sdedit", "protocol.size=33"], "target model works on images whose sides are multiples of 16; got "),
-        (["experiment=pets_edit", "tier=few", "method=ddib", "protocol.size=33"], "multiples of 4; got task.size=33"),
+        (["method=sdedit", "protocol.size=128"], "protocol pets/1 is for images of 64 pixels; got protocol.size=128"),
+        (["method=sdedit", "protocol.size=null"], "protocol.size must be a whole number of at least 1; got None"),
+        (
+            ["experiment=pets_edit", "tier=few", "method=ddib", "task.size=32"],
+            "task.size=32 and protocol.size=64 differ, and images are made and scored at one size; set both to it",
+        ),
+        (
+            ["experiment=pets_edit", "tier=few", "method=ddib", "task.size=abc"],
+            "error: task.size must be a whole number",
+        ),
         (["method=sdedit", "method.mask=nowhere.png"], "error: method.mask=nowhere.png does not exist; name a picture"),
         (["experiment=pets_edit", "tier=few", "method=sdedit", "method.mask=m.png"], "a mask is for models on pixels"),
     ],
@@ -35,6 +45,19 @@ def test_refused_before_the_slow_part(arguments, message, tmp_path):
     done = run(*arguments, *FEW[1:], f"paths.outputs={tmp_path}")
     assert message in refused(done)
     assert not [*tmp_path.rglob("progress.jsonl")]
+
+
+def test_a_size_that_a_network_cannot_halve(capsys):
+    model = PixelModel(lambda x, level: (x, x), 64, 16)
+    with pytest.raises(UserError) as refusal:
+        require_image_size(model, 33, "the target model", "protocol.size")
+    assert str(refusal.value) == (
+        "the target model works on images whose sides are multiples of 16; got protocol.size=33, choose 32 or 48"
+    )
+    require_image_size(model, 48, "the target model", "protocol.size")
+    assert capsys.readouterr().out == (
+        "note: the target model was trained on images of 64 pixels, and protocol.size=48\n"
+    )
 
 
 @dataclass

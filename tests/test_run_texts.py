@@ -53,6 +53,15 @@ def test_a_word_that_no_text_has_is_refused_before_the_model_is_loaded(own):
     assert "names" not in done.stderr
 
 
+def test_a_size_that_the_codec_cannot_halve(own):
+    done = own_run(own, [("a cat", "a dog")] * 2, "method=ddib", "tier=single", "task.size=33")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: model works on images whose sides are multiples of 4; got task.size=33, choose 32 or 36"
+    )
+    assert not list(own.rglob("progress.jsonl"))
+
+
 def test_edits_that_ask_for_nothing(own):
     """Said before the slow part; then the first candidate is taken, and the mean is of the other image."""
     done = own_run(own, [("a cat", "a dog"), ("a cat", "a cat")], "method=sdedit", "tier=few")

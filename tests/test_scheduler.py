@@ -14,7 +14,7 @@ SETTINGS = {
     "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
     "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
     "squaredcos_cap_v2": {"beta_schedule": "squaredcos_cap_v2"},
-    "trained": {"trained_betas": [0.1 + 0.001 * i for i in range(50)]},
+    "trained": {"num_train_timesteps": 50, "trained_betas": [0.1 + 0.001 * i for i in range(50)]},
 }
 
 
@@ -58,6 +58,29 @@ def test_a_class_with_other_levels_is_refused(monkeypatch):
         read_scheduler(config, "net")
 
 
+WRONG = {
+    "beta_end": (1.5, "states betas that are not all between 0 and 1"),
+    "beta_start": (-0.1, "states betas below 0"),
+    "num_train_timesteps": (1000.0, "must state num_train_timesteps as a whole number from 2; it states 1000.0"),
+    "trained_betas": ([0.01] * 50, "must state trained_betas as 1000 numbers, as many as num_train_timesteps"),
+    "rescale_betas_zero_snr": ("false", "states rescale_betas_zero_snr as 'false'; it must be true or false"),
+    "timestep_type": ("continuous", "gives its network continuous times"),
+    "_class_name": (None, "is of no class, whose noise levels are not known here"),
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_values_that_give_other_levels_or_none(key):
+    value, message = WRONG[key]
+    config = written(diffusers.DDIMScheduler(**SETTINGS["linear"], prediction_type="v_prediction"))
+    for wrong, sentence in ((value, message), ("0.1", "") if key.startswith("beta_") else (value, message)):
+        with pytest.raises(UserError, match=sentence or f"must state {key} as a number; it states '0.1'"):
+            read_scheduler({**config, key: wrong}, "net")
+    betas = [0.01] * 999 + [float("nan")]
+    with pytest.raises(UserError, match="must state trained_betas as 1000 numbers"):
+        read_scheduler({**config, "trained_betas": betas}, "net")
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_a_flow(shift):
     """SD3's and FLUX's scheduler; with the same sigmas as diffusers where these are not shifted twice."""
@@ -73,6 +96,9 @@ def test_a_flow(shift):
         ({"use_dynamic_shifting": True}, "sets use_dynamic_shifting"),
         ({"new": 1}, "not known here: new"),
         ({"shift": None}, "does not state shift"),
+        ({"shift": "3"}, "must state shift as a number; it states '3'"),
+        ({"shift": -1.0}, "states shift as -1.0; a flow's shift is above 0"),
+        ({"num_train_timesteps": 0}, "must state num_train_timesteps as a whole number from 2; it states 0"),
     ):
         with pytest.raises(UserError, match=message):
             read_scheduler({**written(own), **wrong}, "net")

@@ -46,8 +46,9 @@ FORMS = {
     "callback.ckpt": {"state_dict": OTHER, "callbacks": {"EMACallback": {"weights": adm_state(), "decay": 0.9}}},
     "averaged.pt": averaged(adm_state()),
     "one_dictionary.pt": {**named("online_model.", OTHER), **named("ema_model.", adm_state()), "step": torch.ones(1)},
-    "optimizer.pt": {"model": adm_state(), "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}},
 }
+
+OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}
 
 
 def difference(path, **more):
@@ -74,6 +75,8 @@ def test_every_form_of_a_file_gives_the_same_network(name, tmp_path):
         ({**named("model.", adm_state()), "loss.weight": torch.ones(2)}, {"state_dict": "model"}),
         ({"state_dict": {**named("a.", OTHER), **named("b.", adm_state())}}, {"state_dict": "state_dict.b"}),
         ({"model": adm_state(), "ema": {"shadow_params": list(OTHER.values())}}, {"ema": False}),
+        ({"model": adm_state(), "optimizer": OPTIMIZER}, {"ema": False}),
+        ([adm_state(), OPTIMIZER, 3, 5000], {"ema": False}),
     ],
 )
 def test_the_state_dict_that_is_asked_for(content, settings, tmp_path):
@@ -96,6 +99,18 @@ CHOICES = {
         {"model": adm_state(), "ema": {"shadow_params": list(OTHER.values()), "decay": 0.9}}, {},
         r"holds the network \(model\) and an average that cannot be read \(ema.shadow_params: 142 tensors in a list, "
         "without names, as torch_ema keeps them\\), and ema=true asks for the average",
+    ),
+    "a training without an average": (
+        {"model": adm_state(), "optimizer": OPTIMIZER}, {},
+        r"holds the network \(model\) beside optimizer.state.0, and no average, which ema=true asks for; if the "
+        "network itself is meant: ema=false",
+    ),
+    "DDPM's list without an average": (
+        [adm_state(), OPTIMIZER, 3, 5000], {}, r"the network \(\[0\]\) beside \[1\].state.0, and no average, which ema",
+    ),
+    "an average in one tensor": (
+        {"model": adm_state(), "ema": torch.cat([value.flatten() for value in OTHER.values()])}, {},
+        r"holds the network \(model\) and an average that cannot be read \(ema: one tensor\), and ema=true asks for",
     ),
     "only an average": (
         {"ema": adm_state()}, {"ema": False},
@@ -125,6 +140,12 @@ def test_a_state_dict_that_is_not_clear(name, tmp_path):
         ),
         (b"\n<!DOCTYPE html><html>quota exceeded</html>", "is a web page, not weights"),
         (b'{"error": "Repository not found"}', "is JSON, not weights"),
+        (b"\xef\xbb\xbf<!DOCTYPE html><html>", "is a web page, not weights"),
+        (b"<Error><Code>AccessDenied</Code></Error>", "is a web page, not weights"),
+        (b"\x1f\x8b\x08\x00" + bytes(50), "is compressed by gzip; unpack it first"),
+        (b"Entry not found", "is truncated, damaged or no checkpoint; get it again"),
+        (b"Google Drive - Quota exceeded", "is truncated, damaged or no checkpoint; get it again"),
+        (b"\x89PNG\r\n\x1a\n", "is truncated, damaged or no checkpoint; get it again"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -132,6 +153,24 @@ def test_what_a_failed_download_leaves(start, message, suffix, tmp_path):
     (tmp_path / f"net{suffix}").write_bytes(start)
     with pytest.raises(UserError, match=message):
         read_checkpoint(tmp_path / f"net{suffix}")
+
+
+CONV = "input_blocks.0.0.weight"
+NO_NUMBERS = {
+    "int8": (lambda x: (100 * x).to(torch.int8), r"holds whole numbers \(int8\) in .*, so it is quantised or damaged"),
+    "bool": (lambda x: x > 0, r"holds whole numbers \(bool\) in input_blocks.0.0.weight"),
+    "complex": (lambda x: x * 1j, r"complex64 in the layout torch.strided in .*; get a file with plain real"),
+    "sparse": (lambda x: x.to_sparse(), r"holds torch.float32 in the layout torch.sparse_coo in input_blocks"),
+    "meta": (lambda x: x.to("meta"), r"holds no numbers in input_blocks.0.0.weight; get a file with plain real"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_NUMBERS)
+def test_tensors_that_are_no_real_numbers(name, tmp_path):
+    change, message = NO_NUMBERS[name]
+    path = saved(tmp_path / "a.pt", {**adm_state(), CONV: change(adm_state()[CONV])})
+    with pytest.raises(UserError, match=message):
+        load_adm(path, **ADM)
 
 
 def test_a_safetensors_file_that_begins_like_json(tmp_path):

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from cyclediff.errors import UserError
-from cyclediff.models.load import load_diffusers
+from cyclediff.models import load_text
 from cyclediff.models.load_text import load_text_to_image
 
 from .test_untrusted_input import sentence
@@ -107,6 +106,23 @@ FAULTS = {
         ],
         r"tokenizer makes the same tokens of 'a cat' and 'a dog'; get its files again|complete folder",
     ),
+    "no merges": (
+        lambda f: (f / "tokenizer/merges.txt").write_text("#version: 0.2\n"),
+        r"tokenizer never makes 77 of the text encoder's 591 tokens; get its files again",
+    ),
+    "half of the merges": (lambda f: _half(f / "tokenizer/merges.txt"), r"tokenizer never makes 39 of the text"),
+    "one number": (
+        lambda f: configure(f, "tokenizer/vocab.json", **{"cat</w>": 5}),
+        r"tokenizer gives several words one number; get its files again",
+    ),
+    "a number beyond the embedding": (
+        lambda f: configure(f, "tokenizer/vocab.json", **{"cat</w>": 5000}),
+        r"tokens of 5001 kinds, and the text encoder reads 24 of 591",
+    ),
+    "padding": (
+        lambda f: (f / "tokenizer/tokenizer_config.json").unlink(),
+        r"tokenizer_config.json is not there, and it says how texts are padded; get the tokenizer's files again",
+    ),
     "many words": (
         lambda f: [
             configure(f, "text_encoder/config.json", vocab_size=300),
@@ -132,6 +148,22 @@ FAULTS = {
         lambda f: _other_width(f),
         r"reads texts of 16 numbers a token, and its text encoder gives 32; get the parts that belong together",
     ),
+    "unknown setting": (
+        lambda f: configure(f, "unet/config.json", rope_theta=1e4),
+        r"sd/unet/config.json has settings that diffusers' UNet2DConditionModel does not know: rope_theta; get a newer",
+    ),
+    "unknown setting of the codec": (
+        lambda f: configure(f, "vae/config.json", whitened=True),
+        r"sd/vae/config.json has settings that diffusers' AutoencoderKL does not know: whitened",
+    ),
+    "whitened latents": (
+        lambda f: configure(f, "vae/config.json", latents_mean=[0.1] * 4, latents_std=[2.0] * 4),
+        r"has a codec with latents_mean or latents_std; the models here have none",
+    ),
+    "no pipeline": (
+        lambda f: (f / "model_index.json").write_text("{}"),
+        r"sd is of no class; the models here are one of StableDiffusionPipeline",
+    ),
     "other class": (
         lambda f: configure(f, "unet/config.json", _class_name="UNet3DConditionModel"),
         r"sd/unet is a UNet3DConditionModel; a UNet2DConditionModel belongs there",
@@ -149,6 +181,10 @@ FAULTS = {
     "flow sigmas": (
         lambda f: configure(f, SCHEDULER, _class_name="UniPCMultistepScheduler", use_flow_sigmas=True),
         r"sets use_flow_sigmas, which models here do not have",
+    ),
+    "continuous times": (
+        lambda f: configure(f, SCHEDULER, _class_name="EulerDiscreteScheduler", timestep_type="continuous"),
+        r"gives its network continuous times; choose a model with discrete timesteps",
     ),
     "betas": (lambda f: configure(f, SCHEDULER, beta_schedule="sigmoid"), r"beta_schedule sigmoid, which is not"),
     "unknown": (lambda f: configure(f, SCHEDULER, shifted=1), r"are not known here: shifted; remove those"),
@@ -172,6 +208,11 @@ FAULTS = {
         lambda f: _cut(next((f / "text_encoder").glob("*.safetensors"))),
         r"text_encoder/model.safetensors is truncated or damaged; get it again",
     ),
+    "twice": (
+        lambda f: _beside_shards(f, "unet"),
+        r"sd/unet holds its weights more than once \(diffusion_pytorch_model-\*-of-\d+.safetensors, "
+        r"diffusion_pytorch_model.safetensors\); keep those that are meant",
+    ),
     "fp16 only": (
         lambda f: _rename(f, "unet", "fp16"),
         r"sd/unet holds its weights in the variant fp16 only; ask for it: variant=fp16 in the model's configuration",
@@ -188,6 +229,18 @@ def _other_width(folder):
     rewrite(
         folder, "unet", lambda s: {k: v[:, :16] if re.search("attn2.to_[kv]", k) else v for k, v in s.items()}
     )  # fmt: skip
+
+
+def _half(path):
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[: len(lines) // 2]))
+
+
+def _beside_shards(folder, part):
+    (whole,) = (folder / part).glob("*.safetensors")
+    content = whole.read_bytes()
+    _shard(folder, part)
+    whole.write_bytes(content)
 
 
 def _cut(path):
@@ -250,6 +303,8 @@ FINE = {
     ),
     "old VAE names": lambda f: rewrite(f, "vae", _old_names),
     "shards": lambda f: _shard(f, "unet"),
+    "counters of diffusers' EMAModel": lambda f: configure(f, "unet/config.json", decay=0.999, optimization_step=9),
+    "a setting that is off": lambda f: configure(f, "vae/config.json", whitened=False, later=None),
     "no model_max_length": lambda f: configure(f, "tokenizer/tokenizer_config.json", model_max_length=...),
     "one size twice": lambda f: configure(f, "unet/config.json", sample_size=[8, 8]),
     "PNDM as Stable Diffusion 1.4 has it": lambda f: configure(
@@ -289,40 +344,21 @@ def test_latent_diffusion_is_as_strict(tmp_path):
         load_text_to_image(str(folder))
 
 
-def _pixel(path, **more):
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-    network = UNet2DModel(
-        **{"sample_size": 16, "block_out_channels": (32, 32), "attention_head_dim": 8} | blocks | more
-    )
-    DDPMPipeline(network, DDPMScheduler()).save_pretrained(path)
-    return path
+def test_a_vocabulary_that_was_cut(tmp_path):
+    folder = latent_diffusion(tmp_path / "ldm")
+    assert load_text_to_image(str(folder)).size == 32
+    (folder / "tokenizer/tokenizer.json").unlink(missing_ok=True)
+    (folder / "tokenizer/vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\ncat\ndog\n")
+    load_text._LOADED.clear()
+    with pytest.raises(UserError, match="ldm/tokenizer never makes 5 of the text encoder's 13 tokens; get its files"):
+        load_text_to_image(str(folder))
 
 
-PLAIN = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-PIXEL = {
-    "plain blocks": (
-        lambda f: configure(f, "unet/config.json", **PLAIN),
-        r"net/unet do not fit its config.json: 50 unexpected \(down_blocks.1.attentions.0.",
-    ),
-    "missing": (lambda f: rewrite(f, "unet", without("conv_in.weight")), r"net/unet .* 1 missing \(conv_in.weight\)"),
-    "nan": (lambda f: rewrite(f, "unet", with_nan("conv_out.bias")), r"net/unet holds NaN or Inf in conv_out.bias"),
-    "no size": (lambda f: configure(f, "unet/config.json", sample_size=None), r"must state sample_size as one whole"),
-    "classes": (lambda f: configure(f, "unet/config.json", num_class_embeds=3), r"\(num_class_embeds: 3\); choose an"),
-    "sample": (lambda f: configure(f, SCHEDULER, prediction_type="sample"), "predicts sample; the models here predict"),
-}
-
-
-@pytest.mark.parametrize("name", PIXEL)
-def test_pixel_folders(name, tmp_path):
-    spoil, message = PIXEL[name]
-    folder = _pixel(tmp_path / "net")
-    assert load_diffusers(str(folder)).size == 16
-    spoil(folder)
-    load_diffusers.cache_clear()
-    with pytest.raises(UserError, match=message) as refusal:
-        load_diffusers(str(folder))
-    sentence(refusal.value)
+def test_loading_shards_prints_nothing(folder, capfd):
+    _shard(folder, "unet")
+    capfd.readouterr()
+    load_text_to_image(str(folder))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_libraries_say_what_they_did_not_use(folder):

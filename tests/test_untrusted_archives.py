@@ -176,6 +176,16 @@ def test_no_mask_of_a_prepared_folder_leads_out(mask, tmp_path):
         read_edits(folder)
 
 
+def test_an_edits_csv_of_a_spreadsheet(tmp_path):
+    """With a byte order mark; of two rows with one id neither is chosen."""
+    rows = "id,source,target,category,mask\r\nx,a dog,a cat,,\r\n"
+    (tmp_path / "edits.csv").write_text(rows, encoding="utf-8-sig", newline="")
+    assert read_edits(tmp_path)["x"].target == "a cat"
+    (tmp_path / "edits.csv").write_text(rows + "x,a dog,a bird,,\r\n", encoding="utf-8-sig", newline="")
+    with pytest.raises(ValueError, match=r"edits\.csv has two rows with the id 'x'; remove one"):
+        read_edits(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe", b'id,source\n"' + b"x" * 200_000, b"id\n\0,\n"])
 def test_a_damaged_edits_csv_is_refused(content, tmp_path):
     (tmp_path / "edits.csv").write_bytes(content)

@@ -31,6 +31,7 @@ from cyclediff.runtime.settings import require_whole_number
 from cyclediff.studies.context import Context, get_class
 
 CONFIG = str(ROOT / "conf")
+JUDGED = 64  # height and width of the images that the judge of pets reads
 NOISE_DEVICES = ("cpu", "cuda", "mps")
 CHANGES = r"\+*(method\.|task\.|steps|timesteps|strength|selection|protocol\.|model@)"  # published settings
 
@@ -45,6 +46,7 @@ def run_one(cfg: DictConfig) -> tuple[Path, str]:
     if cfg.noise.device not in NOISE_DEVICES:
         raise UserError(f"noise.device must be one of {', '.join(NOISE_DEVICES)}; got {cfg.noise.device}")
     loggers.check(logger["name"], logger)
+    _require_size(cfg)
     context = Context(cfg, config_dirs(), CONFIG)
     study = get_class(cfg.study._target_)(context)
     study.needs()
@@ -66,6 +68,21 @@ def run_one(cfg: DictConfig) -> tuple[Path, str]:
         if (scores.path / "metrics.json").exists():  # else there is a sentence why not
             loggers.log(run.path, scores.path, logger)
     return context.task_folder, str(items.record["digest"])
+
+
+def _require_size(cfg: DictConfig) -> None:
+    """Require one size of images, and that of the judge of pets where the protocol has it."""
+    if "size" in cfg.task:
+        require_whole_number(cfg, "task.size", 1)
+    require_whole_number(cfg, "protocol.size", 1)
+    size = cfg.protocol.size
+    if cfg.protocol.judge is not None and size != JUDGED:
+        raise UserError(f"protocol {cfg.protocol.name} is for images of {JUDGED} pixels; got protocol.size={size}")
+    if "size" in cfg.task and cfg.task.size != size:
+        raise UserError(
+            f"task.size={cfg.task.size} and protocol.size={size} differ, and images are made and scored at one size; "
+            "set both to it"
+        )
 
 
 def config_dirs() -> tuple[str, ...]:

@@ -77,7 +77,7 @@ class Asset:
         archive: name of the data set's archive.
         holds: folders of the data set with their number of images; None is not counted.
         files: of the repository, or patterns of them.
-        pins: of files of the repository.
+        pins: of files of the repository, or of a folder of weights.
     """
 
     name: str
@@ -124,7 +124,7 @@ def direct_url(url: str) -> str | None:
         return urlunsplit(parts._replace(query=urlencode([*query, ("dl", "1")])))
     if parts.hostname == "huggingface.co" and "/resolve/" in parts.path:
         return url
-    by_hand = ("drive.google.com", "1drv.ms", "huggingface.co", "forms.gle")
+    by_hand = ("drive.google.com", "1drv.ms", "huggingface.co", "forms.gle", "efrosgans.eecs.berkeley.edu")
     return None if parts.hostname in by_hand else url
 
 
@@ -149,33 +149,38 @@ def fingerprint(path: Path, assets: dict[str, Asset], cache: Path) -> str:
         cache: folder of known checksums.
 
     Raises:
-        UserError: if the file's sha256 is pinned by several sources and another. Files that
+        UserError: if a file's sha256 is pinned by several sources and another. Files that
             scripts/make_random_checkpoints.py wrote are let through: every table says what they are.
     """
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
-        known = cached_sha256(files, cache)
+        known, asset = cached_sha256(files, cache), assets.get(path.name)
+        for file in files if asset else ():
+            _require_pinned(file, known[file], asset.pins.get(file.relative_to(path).as_posix()))
         names = "".join(f"{file.relative_to(path).as_posix()}{known[file]}" for file in files)
         return hashlib.sha256(names.encode()).hexdigest()
     digest, asset = cached_sha256([path], cache)[path], assets.get(path.name)
-    pin = asset.pin if asset and asset.kind == "checkpoints" else None
+    _require_pinned(path, digest, asset.pin if asset and asset.kind == "checkpoints" else None)
+    return digest
+
+
+def _require_pinned(path: Path, digest: str, pin: Pin | None) -> None:
     if pin and pin.strict and pin.sha256 not in (None, digest) and not _carries_mark(path):
         raise UserError(
             f"{path} has sha256 {digest}, conf/assets.yaml pins {pin.sha256} (by {pin.source}); get the file again, or "
             "change the pin if you trust yours"
         )
-    return digest
 
 
 def _carries_mark(path: Path) -> bool:
     """Whether one of the tensors in a file of torch's begins with the mark of random weights; no code in it runs."""
     from eval.random_mark import MARK
 
-    mark = MARK.numpy().tobytes()
+    marks = tuple(mark.numpy().tobytes() for mark in (MARK, MARK.half()))
     try:
         with zipfile.ZipFile(path) as file:
             names = [name for name in file.namelist() if "/data/" in name]
-            return any(file.open(name).read(len(mark)) == mark for name in names)
+            return any(file.open(name).read(len(marks[0])).startswith(marks) for name in names)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError):  # no zip, or none of torch's
         return False
 

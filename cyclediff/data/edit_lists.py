@@ -26,29 +26,21 @@ from cyclediff.data.folders import (
     sha256_of,
     write_edits,
 )
-from cyclediff.data.images import square, stretched, write_png
+from cyclediff.data.images import square, stretched, write_atomically, write_png
 from cyclediff.data.masks import Mask, check_runs, draw_mask
+from cyclediff.data.pie_bench import BLEND, blended_words, category_of, refuse_plus_plus
 from cyclediff.data.tables import read_table
 from cyclediff.errors import UserError
 from eval.files import find_file
 
 FORMATS = (
-    "CycleDiffusion's translate-text.json, PIE-Bench's mapping_file.json or a CSV in UTF-8 with the columns image, "
-    "source and target"
+    "CycleDiffusion's translate-text.json, PIE-Bench's mapping_file.json, Emu Edit's test set as JSON or CSV, or a CSV "
+    "in UTF-8 with the columns image, source and target"
 )
 NEEDED, EXTRA = ("image", "source", "target"), ("id", "category", "mask", "target_image")  # columns of a CSV
-PIE_CATEGORIES = (  # by editing_type_id
-    "random",
-    "change-object",
-    "add-object",
-    "delete-object",
-    "change-content",
-    "change-pose",
-    "change-color",
-    "change-material",
-    "change-background",
-    "change-style",
-)
+TRANSLATE_TEXT = ("img_path", "encode_text", "decode_text")
+EMU_EDIT = ("image", "input_caption", "output_caption")  # of Emu Edit's test set; the kind of an edit is `task`
+EMU_EDIT_EXTRA = ("task", "instruction", "split", "idx", "hash")
 
 
 @dataclass(frozen=True)
@@ -63,6 +55,7 @@ class EditTuple:
         category: the kind of edit, where the list has it.
         mask: where it may change, if the list says.
         target_image: a picture to whose style it is led, if the list has one.
+        blend: words of source and target between which it is blended, if the list names them.
     """
 
     id: str
@@ -72,6 +65,7 @@ class EditTuple:
     category: str = ""
     mask: Mask | None = None
     target_image: Path | None = None
+    blend: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +95,7 @@ class _Row:
     category: str = ""
     mask: str | tuple[int, ...] | None = None
     target_image: str | None = None
+    blend: tuple[str, str] | None = None
 
 
 def read_edit_list(path: Path) -> EditList:
@@ -136,6 +131,7 @@ def read_edit_list(path: Path) -> EditList:
             row.category,
             row.mask if not isinstance(row.mask, str) else _found(row.mask, "mask", row.where, places),
             _found(row.target_image, "target image", row.where, places) if row.target_image else None,
+            row.blend,
         )
         for row, image in zip(rows, images, strict=True)
         if image
@@ -170,11 +166,12 @@ def prepare_edits(edits: EditList, limit: int | None, size: int, resize: str, ca
     content = [
         (edit.id, hashes[edit.image], edit.source, edit.target, edit.category,
          sha256_of(edit.mask) if isinstance(edit.mask, Path) else edit.mask,
-         edit.target_image and sha256_of(edit.target_image))
+         edit.target_image and sha256_of(edit.target_image), *((edit.blend,) if edit.blend else ()))
         for edit in chosen
     ]  # fmt: skip
     digest = digest_of({"edits": content, "size": size, "resize": resize})
     masks = {edit.id: f"masks/{edit.id}.png" for edit in chosen if edit.mask is not None}
+    blend = {edit.id: edit.blend for edit in chosen if edit.blend}
     targets = {edit.id: f"{TARGETS}/{edit.id}.png" for edit in chosen if edit.target_image}
 
     def draw(target: Path) -> None:
@@ -197,8 +194,13 @@ def prepare_edits(edits: EditList, limit: int | None, size: int, resize: str, ca
             for edit in chosen
         ]
         write_edits(rows, target / EDITS)
+        if blend:
+            write_atomically(json.dumps(blend).encode(), target / BLEND)
 
-    ids, extra = tuple(edit.id for edit in chosen), (EDITS, *masks.values(), *targets.values())
+    ids, extra = (
+        tuple(edit.id for edit in chosen),
+        (EDITS, *masks.values(), *targets.values(), *([BLEND] if blend else [])),
+    )
     return cached_folder(cache / f"{edits.name}-{digest}", ids, edits.name, digest, draw, extra)
 
 
@@ -236,8 +238,10 @@ def _translate_text(entries: list[Any], file: str) -> list[_Row]:
     rows = []
     for i, entry in enumerate(entries):
         where = f"{file}, tuple {i} (the first is 0)"
-        image, source, target = _fields(entry, ("img_path", "encode_text", "decode_text"), where)
-        rows.append(_Row(where, _numbered(i, image), image, source, target))
+        of_emu_edit = isinstance(entry, dict) and EMU_EDIT[1] in entry
+        image, source, target = _fields(entry, EMU_EDIT if of_emu_edit else TRANSLATE_TEXT, where)
+        category = str(entry.get("task", "")) if of_emu_edit else ""
+        rows.append(_Row(where, _numbered(i, image), image, source, target, category))
     return rows
 
 
@@ -245,24 +249,24 @@ def _pie_bench(entries: dict[str, Any], file: str) -> list[_Row]:
     rows = []
     for key, entry in entries.items():
         where = f"{file}, entry {key!r}"
+        refuse_plus_plus(entry, where)
         image, *prompts = _fields(entry, ("image_path", "original_prompt", "editing_prompt"), where)
-        kind, mask = entry.get("editing_type_id"), entry.get("mask")
-        if kind is not None and str(kind) not in map(str, range(len(PIE_CATEGORIES))):
-            raise UserError(
-                f"{where}: editing_type_id should be 0 … {len(PIE_CATEGORIES) - 1}, as published; got {kind!r}"
-            )
+        category, mask, blend = category_of(entry, where), entry.get("mask"), blended_words(entry, where)
         if mask is not None:
             check_runs(mask, f"{where}: the mask")
         source, target = (prompt.replace("[", "").replace("]", "").strip() for prompt in prompts)
-        category, runs = "" if kind is None else PIE_CATEGORIES[int(kind)], None if mask is None else tuple(mask)
-        rows.append(_Row(where, _checked_id(key, where), image, source, target, category, runs))
+        runs = None if mask is None else tuple(mask)
+        rows.append(_Row(where, _checked_id(key, where), image, source, target, category, runs, blend=blend))
     return rows
 
 
 def _own(text: str, path: Path) -> list[_Row]:
     rows = []
-    for where, cells in read_table(text, path, NEEDED, EXTRA):
-        image, source, target = _fields(cells, NEEDED, where)
+    of_emu_edit = EMU_EDIT[1] in text.partition("\n")[0].lower()
+    needed = EMU_EDIT if of_emu_edit else NEEDED
+    for where, cells in read_table(text, path, needed, (*EXTRA, *EMU_EDIT_EXTRA) if of_emu_edit else EXTRA):
+        image, source, target = _fields(cells, needed, where)
+        cells = {"category": cells.get("task", ""), **cells} if of_emu_edit else cells
         own, category, mask, target_image = (cells.get(name, "").strip() for name in EXTRA)
         row_id = _checked_id(own, where) if own else _numbered(len(rows), image)
         rows.append(_Row(where, row_id, image, source, target, category, mask or None, target_image or None))
@@ -275,7 +279,8 @@ def _fields(entry: object, keys: Sequence[str], where: str) -> list[str]:
         raise UserError(f"{where} should be an object with {', '.join(keys)}; got {json.dumps(entry)[:60]}")
     for key, what in zip(keys, ("image", "source prompt", "target prompt"), strict=True):
         # PIE-Bench puts [ ] around words that change; between brackets alone there is no text
-        if not isinstance(value := entry.get(key), str) or not value.strip("[] \t\r\n"):
+        value = entry.get(key)
+        if not isinstance(value, str) or not any(c.isprintable() and c not in "[] " for c in value):
             raise UserError(f"{where}: no {what}; write it as text under {key!r}, or remove the entry")
         if re.search("[\x00\ud800-\udfff]", value):
             raise UserError(f"{where}: the {what} has a null character or half a character in it; remove that")

@@ -2,11 +2,14 @@
 
 import csv
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cyclediff.errors import UserError
+
+OPENING, CLOSING = frozenset("'‘‚“„”«"), frozenset("'’‘”“»")  # of quotes that are not a CSV's
 
 
 def read_table(text: str, path: Path, needed: Sequence[str], extra: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
@@ -19,7 +22,7 @@ def read_table(text: str, path: Path, needed: Sequence[str], extra: Sequence[str
         text: of the file.
         path: of the file, for messages.
         needed: columns that must be there; their cells must not be blank.
-        extra: columns that may be there. Others are kept, too.
+        extra: columns that may be there. Of others there is a warning.
 
     Returns:
         Where each row is, for people, and its cells by the names of their columns, in small letters.
@@ -39,6 +42,8 @@ def read_table(text: str, path: Path, needed: Sequence[str], extra: Sequence[str
             f"the first line of {path} has the columns {', '.join(header) or '(none)'}; needed are "
             f"{', '.join(needed)}, and {' and '.join(extra)} if wanted, each once and separated by commas"
         )
+    if unknown := sorted(set(header) - {*needed, *extra, ""}):
+        warnings.warn(f"{path.name}: columns that are not used: {', '.join(unknown)}", stacklevel=2)
     unstripped = dict(_lines(text))
     spaced_header = any(name.startswith(" ") for name in unstripped.get(lines[0][0], ()))
     rows = []
@@ -58,6 +63,10 @@ def read_table(text: str, path: Path, needed: Sequence[str], extra: Sequence[str
                 f"{where}: {len(line)} cells for {len(header)} columns; write the empty ones, too: "
                 f"{','.join(['…'] * len(line) + [''] * (len(header) - len(line)))}"
             )
+        if _has_other_quotes([cell.strip() for cell in line]):
+            raise UserError(
+                f'{where}: a text is in single or curly quotes, which mean nothing in a CSV; write "quotes" instead'
+            )
         if not spaced_header and _is_cut(line, unstripped.get(number, ())):
             raise UserError(
                 f"{where}: a space follows some of its commas only, as in a text that has commas; put such a text in "
@@ -73,6 +82,14 @@ def _lines(text: str, **how: Any) -> Iterator[tuple[int, list[str]]]:
     for row in reader:
         yield begins, row
         begins = reader.line_num + 1
+
+
+def _has_other_quotes(cells: Sequence[str]) -> bool:
+    """Whether quotes that a CSV does not know are around a cell, or around several that were one text with commas."""
+    for index, cell in enumerate(cells):
+        if cell[:1] in OPENING and not CLOSING & set(cell[1:-1]):
+            return any(later[-1:] in CLOSING for later in (cell[1:], *cells[index + 1 :]))
+    return False
 
 
 def _is_cut(line: Sequence[str], unstripped: Sequence[str]) -> bool:

@@ -1,7 +1,5 @@
 """Cross-attention maps of one evaluation of a network, without an edit."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -14,19 +12,23 @@ class AttentionMaps:
     It goes to the network in the place of an edit, and has what `ControlledAttention` asks of one.
 
     Args:
-        rows: of the batch.
+        rows: of the batch, int64 (e,).
         queries: number of positions of the layers that count.
     """
 
     edits_cross = False
 
-    def __init__(self, rows: Sequence[int], queries: int):
-        self.base = self.edited = torch.tensor(rows, dtype=torch.int64)
+    def __init__(self, rows: Tensor, queries: int):
+        self.base, self.edited = rows[:0], rows
         self.maps = self
         self.queries = queries
         self._sum: Tensor | None = None
         self._heads = 0
         self._seen: list[int] = []
+
+    def to(self, dtype: torch.dtype) -> "AttentionMaps":
+        """Itself: it has nothing that maps are mixed with."""
+        return self
 
     def edits_self(self, queries: int) -> bool:
         """Never."""
@@ -37,9 +39,9 @@ class AttentionMaps:
         self._seen += [queries] if place in PLACES else []
         return place in PLACES and queries == self.queries
 
-    def mixed(self, maps: Tensor) -> Tensor:
+    def mixed(self, base: Tensor, own: Tensor) -> Tensor:
         """The maps of the rows, (e, heads, q, tokens), as they are."""
-        return maps[self.edited.to(maps.device)]
+        return own
 
     def add(self, base: Tensor, edited: Tensor) -> None:
         """Take the maps of a layer, (e, heads, q, tokens)."""

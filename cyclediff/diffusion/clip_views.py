@@ -146,6 +146,9 @@ def agreement(
 ) -> Tensor:
     """How well images fit their targets, (n,): the mean over towers of the cosine, up to 1.
 
+    Where a gradient is wanted, that of each tower is taken at once, so that memory holds one tower's graph at a time.
+    It has no gradient of its own.
+
     Args:
         towers: of one or more CLIPs.
         targets: of each tower, (n, d), see `target_embedding`.
@@ -153,15 +156,26 @@ def agreement(
         cuts: of each tower, (n, count, 6); the features of cuts are averaged after they are divided by their norms, and
             the mean, as in the official code, is not. None shows whole images.
     """
-    found = []
-    for index, (tower, target) in enumerate(zip(towers, targets, strict=True)):
+
+    def of(index: int, images: Tensor) -> Tensor:
+        tower, target = towers[index], targets[index]
         if cuts is None:
             features = unit(tower.images(whole(images, tower.size)))
         else:
             shown = cut(images, cuts[index], tower.size)
             features = unit(tower.images(shown)).unflatten(0, (len(images), -1)).mean(dim=1)
-        found.append((features * target).sum(dim=1))
-    return torch.stack(found).mean(dim=0)
+        return (features * target).sum(dim=1)
+
+    towers_of = range(len(towers))
+    if not (torch.is_grad_enabled() and images.requires_grad):
+        return torch.stack([of(index, images) for index in towers_of]).mean(dim=0)
+    value, slope = images.new_zeros(len(images)), torch.zeros_like(images)
+    for index in towers_of:
+        leaf = images.detach().requires_grad_()
+        cosines = of(index, leaf)
+        value = value + cosines.detach() / len(towers)
+        slope = slope + torch.autograd.grad(cosines.sum(), leaf)[0] / len(towers)
+    return value + ((images - images.detach()) * slope).sum(dim=(1, 2, 3))
 
 
 def _resize(images: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -207,16 +207,14 @@ class GuidedDenoiser:
 
 
 def _take(x: Tensor, images: list[int]) -> Tensor:
-    """Some images of a batch, without a copy where these are all."""
-    return x if len(images) == len(x) else x[images]
+    """Some images of a batch, without a copy where these are all. No list is an index: it would go to the device."""
+    return x if len(images) == len(x) else torch.stack([x[i] for i in images]) if images else x[:0]
 
 
 def _complete(part: Tensor, images: list[int], other: Tensor, others: list[int], xt: Tensor) -> Tensor:
     """One part of the network's output for all images: from the other part where an image has only that."""
-    full = torch.empty_like(xt)
-    full[others] = other
-    full[images] = part
-    return full
+    rows = dict(zip(others, other, strict=True)) | dict(zip(images, part, strict=True))
+    return torch.stack([rows[i] for i in range(len(xt))])
 
 
 def blend_x0(xt: Tensor, x0_hat: Tensor, alpha_bar: Tensor, x0_error: float) -> Tensor:

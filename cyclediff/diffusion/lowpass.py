@@ -44,7 +44,7 @@ def lowpass(x: Tensor, down_N: int, kernel: Kernel) -> Tensor:
     Raises:
         ValueError: if down_N does not divide the size.
     """
-    rows, columns = (_round_trip(size, down_N, kernel).to(x) for size in x.shape[-2:])
+    rows, columns = (_round_trip(size, down_N, kernel, x.dtype, x.device) for size in x.shape[-2:])
     return rows @ x @ columns.T
 
 
@@ -63,8 +63,8 @@ def resize_matrix(length: int, scale: float, kernel: Kernel) -> Tensor:
 
 
 @cache
-def _round_trip(length: int, down_N: int, kernel: Kernel) -> Tensor:
+def _round_trip(length: int, down_N: int, kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Tensor:
     if down_N < 1 or length % down_N:
         raise ValueError(f"down_N must divide the image size {length}; got {down_N}, try {math.gcd(length, 32)}")
     small = length // down_N
-    return resize_matrix(small, down_N, kernel) @ resize_matrix(length, 1 / down_N, kernel)
+    return (resize_matrix(small, down_N, kernel) @ resize_matrix(length, 1 / down_N, kernel)).to(device, dtype)

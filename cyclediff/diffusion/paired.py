@@ -41,8 +41,15 @@ class Control(Protocol):
         """Which part of an image an edit may change; None for all of it."""
         ...
 
-    def plan(self, sources: Sequence[Prompt], targets: Sequence[Prompt], length: int, num_steps: int) -> Plan:
-        """The plan for pairs of prompts, on `length` token positions and `num_steps` steps."""
+    def plan(
+        self,
+        sources: Sequence[Prompt],
+        targets: Sequence[Prompt],
+        length: int,
+        num_steps: int,
+        device: torch.device | str = "cpu",
+    ) -> Plan:
+        """The plan for pairs of prompts, on `length` token positions and `num_steps` steps, for a network's device."""
         ...
 
 
@@ -147,4 +154,4 @@ def plan_control(
         raise ValueError("attention.blend follows the target prompt; its guidance scale must not be 0")
     of = dict(zip(owner, target.prompts, strict=True)) if owner else dict(enumerate(target.prompts))
     targets = [of[i] for i in range(len(source.prompts))]
-    return control.plan(source.prompts, targets, source.context.shape[1], steps)
+    return control.plan(source.prompts, targets, source.context.shape[1], steps, source.context.device)

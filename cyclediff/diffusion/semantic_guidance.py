@@ -183,9 +183,12 @@ def _above(values: Tensor, threshold: float) -> Tensor:
     return values >= values.flatten(1).quantile(threshold, dim=1)[:, None, None, None]
 
 
-def _factor(concept: Concept, like: Tensor) -> Tensor:
-    scales = torch.as_tensor(concept.scale, dtype=torch.float64).reshape(-1, 1, 1, 1).to(like)
-    return -scales if concept.reverse else scales
+def _factor(concept: Concept, like: Tensor) -> Tensor | float:
+    scales = concept.scale if isinstance(concept.scale, tuple) else (concept.scale,)
+    sign = -1 if concept.reverse else 1
+    if len(set(scales)) == 1:  # as a number, it need not go to the device
+        return sign * scales[0]
+    return sign * torch.tensor(scales, dtype=torch.float64).reshape(-1, 1, 1, 1).to(like)
 
 
 def predictions_under(base: GuidedDenoiser, concepts: Sequence[GuidedDenoiser], queries: int | None = None) -> Predict:
@@ -211,7 +214,8 @@ def predictions_under(base: GuidedDenoiser, concepts: Sequence[GuidedDenoiser], 
             contexts[key] = torch.cat([batch.context for batch in batches])
         states = torch.cat([batch.xt for batch in batches])
         first = len(batches[0].xt)
-        maps = AttentionMaps(range(first, len(states)), queries) if queries and acting and _has_parts(x) else None
+        rows = torch.arange(first, len(states), device=x.device)
+        maps = AttentionMaps(rows, queries) if queries and acting and _has_parts(x) else None
         out = base.network(states, base.schedule.time(level, states), contexts[key], maps)
         parts = out.split([len(batch.xt) for batch in batches])
         seen = [d.combine(part, batch, x, level) for d, part, batch in zip(every, parts, batches, strict=True)]

@@ -5,13 +5,13 @@ first steps are white boxes: their noise is in z. The noise of the others is dra
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast, runtime_checkable
+from functools import partial
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from cyclediff.diffusion.denoiser import Denoiser, VarianceDenoiser
 from cyclediff.diffusion.levels import Level, Prediction
@@ -108,14 +108,12 @@ class WhiteBox:
         noises += [noise.randn_like(x) for _ in range(self.slots - self.white_box_steps)]
         steps, start = transitions(self.levels), 0
         if self.checkpointing and torch.is_grad_enabled() and z.requires_grad:
-            size = math.ceil(math.sqrt(len(steps)))
-            with set_checkpoint_early_stop(False):  # so that the evaluations that it repeats are whole ones
-                while start < len(steps) - size:  # the last segment is needed first, so it is kept
-                    end = min(start + size, len(steps) - size)
-                    given = x, steps[start:end], *noises[start:end]
-                    x = checkpoint(self._run, *given, use_reentrant=False, preserve_rng_state=False)
-                    start = end
-        return self._run(x, steps[start:], *noises[start:])
+            size = math.ceil(1.5 * math.sqrt(len(steps)))  # 1.5: a little more memory for less time
+            while start < len(steps) - size:  # the last segment is needed first, so it is kept
+                end = min(start + size, len(steps) - size)
+                x = _Recomputed.apply(partial(self._run, steps=steps[start:end]), x, *noises[start:end])
+                start = end
+        return self._run(x, *noises[start:], steps=steps[start:])
 
     def encode(self, x0: Tensor, noise: NoiseSource) -> Tensor:
         """DPM-Encoder for this sampler: codes z with which it goes along a path from x0 to noise.
@@ -143,7 +141,7 @@ class WhiteBox:
             code.append((x - drift) / sigma)
         return torch.stack(code, dim=1)
 
-    def _run(self, x: Tensor, steps: Sequence[tuple[Level, Level]], *noises: Tensor) -> Tensor:
+    def _run(self, x: Tensor, *noises: Tensor, steps: Sequence[tuple[Level, Level]]) -> Tensor:
         """Some steps of the sampler; the last one of all has no noise."""
         for step, (t, s) in enumerate(steps):
             drift, sigma = self._step(x, t, s)
@@ -177,3 +175,25 @@ class WhiteBox:
             uncertain = ((t.b / t.a) ** 2 * (second - seen.eps**2)).clamp(0, 1)
             variance = small**2 + (s.a - direction(s, small) * t.a / t.b) ** 2 * uncertain
         return variance.clamp(max=limit**2).sqrt()
+
+
+class _Recomputed(torch.autograd.Function):
+    """A function that keeps its arguments only, and is computed again in the backward pass.
+
+    torch.utils.checkpoint calls a Python function for each tensor that would be kept, or has no torch.autograd.grad.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*arguments)
+        return function(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        given = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
+        with torch.enable_grad():
+            made = ctx.function(*given)
+        found = iter(torch.autograd.grad(made, [t for t in given if t.requires_grad], grads))
+        return None, *(next(found) if need else None for need in needed)

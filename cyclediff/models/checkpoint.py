@@ -63,12 +63,19 @@ def _load(path: Path, suffix: str) -> Any:
     except PermissionError:
         raise
     except Exception as error:  # a damaged file can raise anything
-        if isinstance(error, pickle.UnpicklingError) and any(w in str(error) for w in ("Unsupported", "GLOBAL")):
+        if isinstance(error, pickle.UnpicklingError) and _needs_code(error, path):
             raise UserError(
                 f"{path} can only be read by running code that it contains, which is refused; if you trust it, save "
                 "its state_dict as safetensors elsewhere and use that file"
             ) from error
         raise UserError(f"{path} is truncated, damaged or no checkpoint; get it again") from error
+
+
+def _needs_code(error: Exception, path: Path) -> bool:
+    """Whether torch refuses to run a file, and not to read what is no pickle at all, such as a line of text."""
+    with path.open("rb") as file:
+        pickled = file.read(2).startswith((b"PK", b"\x80"))
+    return "GLOBAL" in str(error) or (pickled and "Unsupported" in str(error))
 
 
 def _groups(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, StateDict]]:

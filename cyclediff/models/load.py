@@ -31,6 +31,7 @@ from cyclediff.models.scheduler import read_scheduler
 from cyclediff.models.state_dicts import choose
 from cyclediff.models.weights import load_converted, wanted_shapes
 
+PIXEL_PIPELINES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
 Shape = tuple[tuple[str, Any], ...]  # arguments of a builder, hashable
 Schedule = tuple[str, int]  # name and number of timesteps, see `named_betas`
 Which = tuple[bool, str | None]  # state dict of a file: ema and its name, see `choose`
@@ -205,11 +206,13 @@ def load_diffusers(
 
     repository = Repository(path, revision, variant)
     with one_sentence(repository, "diffusers folder of an unconditional network"), quietly():
+        _require_pixels(repository)
         scheduler_folder, unet_folder = _layout(repository, UNet2DModel)
         where = f"{path}/{unet_folder}".removesuffix("/")
         config = load_config(UNet2DModel, repository, unet_folder)
         require_absent(config, ("class_embed_type", "num_class_embeds"), where, "choose an unconditional network")
-        training = read_scheduler(load_config(DDPMScheduler, repository, scheduler_folder), path)
+        scheduler = load_config(DDPMScheduler, repository, scheduler_folder)
+        training = read_scheduler(scheduler, path)
         size = whole_number(config, "sample_size", where)
         unet: Any = load_part(UNet2DModel, repository, unet_folder)
         if unet.config.in_channels != 3 or unet.config.out_channels not in (3, 6):
@@ -223,16 +226,30 @@ def load_diffusers(
                 f"{path} predicts {training.parametrization} with a variance, which is read only of networks that "
                 "predict epsilon"
             )
+        if learned and scheduler.get("variance_type") == "learned":
+            raise UserError(f"{path} predicts a variance of the type learned; the models here know learned_range only")
         network = for_inference(unet, lambda xt, t: unet(xt, t).sample, device, dtype, compile_mode)
         side = 2 ** (len(unet.config.block_out_channels) - 1)
         plain = NetworkDenoiser(network, training.schedule, training.parametrization)
         model = PixelModel(LearnedVarianceDenoiser(network, training.schedule) if learned else plain, size, side)
         with torch.no_grad():
             exact = network.exact or network
-            exact(
-                torch.zeros(1, 3, 2 * side, 2 * side, device=device), torch.zeros(1, dtype=torch.int64, device=device)
-            )
+            grey, t = torch.zeros(1, 3, 2 * side, 2 * side, device=device), torch.tensor([0], device=device)
+            if not exact(grey, t).isfinite().all():
+                raise UserError(f"{path} gives NaN or Inf for a grey image; get it again")
     return model
+
+
+def _require_pixels(repository: Repository) -> None:
+    """Require that a repository that names its pipeline names one without a codec: latents can have 3 channels, too."""
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    try:
+        index: Any = DiffusionPipeline.load_config(repository.path, **repository.hub)
+    except OSError:  # the oldest repositories have none
+        return
+    if (name := index.get("_class_name")) not in PIXEL_PIPELINES:
+        raise UserError(f"{repository.path} is a {name}; models on pixels are one of {', '.join(PIXEL_PIPELINES)}")
 
 
 def _layout(repository: Repository, network: Any) -> tuple[str, str]:

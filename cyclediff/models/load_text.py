@@ -1,5 +1,8 @@
 """A text-to-image folder or hub id in diffusers' layout → a model."""
 
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,15 +100,17 @@ def _pipeline(repository: Repository) -> str:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     index: Any = DiffusionPipeline.load_config(repository.path, **repository.hub)
-    name = index["_class_name"]
+    name = index.get("_class_name") if isinstance(index, dict) else None
     if name not in PIPELINES:
-        raise UserError(f"{repository.path} is a {name}; the models here are one of {', '.join(PIPELINES)}")
+        named = f"a {name}" if name else "of no class"
+        raise UserError(f"{repository.path} is {named}; the models here are one of {', '.join(PIPELINES)}")
     return name
 
 
 def _stable_diffusion(repository: Repository) -> tuple[Any, ...]:
     from transformers import CLIPTextModel, CLIPTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
+    _require_padding(repository)
     tokenizer = CLIPTokenizerFast.from_pretrained(repository.path, subfolder="tokenizer", **repository.hub)
     text_encoder = load_part(CLIPTextModel, repository, "text_encoder", WHOLE_CLIP, class_named=False)
     positions, words = text_encoder.config.max_position_embeddings, text_encoder.config.vocab_size
@@ -118,6 +123,7 @@ def _latent_diffusion(repository: Repository) -> tuple[Any, ...]:
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
     from transformers import BertTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
+    _require_padding(repository)
     tokenizer = BertTokenizerFast.from_pretrained(repository.path, subfolder="tokenizer", **repository.hub)
     text_encoder = load_part(LDMBertModel, repository, "bert", class_named=False)
     length, words = text_encoder.config.max_position_embeddings, text_encoder.config.vocab_size
@@ -153,6 +159,8 @@ def _checked_size(unet: Any, vae: Any, text_encoder: Any, repository: Repository
             f"{repository.path} has a network of {unet.config.out_channels} channels and a codec with {channels} and "
             f"the shift {vae.config.get('shift_factor')}; the models here have as many, and no shift"
         )
+    if any(vae.config.get(key) is not None for key in ("latents_mean", "latents_std")):
+        raise UserError(f"{repository.path} has a codec with latents_mean or latents_std; the models here have none")
     width, read = text_encoder.config.hidden_size, unet.config.cross_attention_dim
     if read != width:
         raise UserError(
@@ -163,17 +171,38 @@ def _checked_size(unet: Any, vae: Any, text_encoder: Any, repository: Repository
     return sample * 2 ** (len(vae.config.block_out_channels) - 1)
 
 
+def _require_padding(repository: Repository) -> None:
+    """Require the file that says with which token texts are padded; without it transformers takes another one."""
+    file = Path(repository.path, "tokenizer", "tokenizer_config.json")
+    if repository.is_folder and file.parent.is_dir() and not file.is_file():
+        raise UserError(f"{file} is not there, and it says how texts are padded; get the tokenizer's files again")
+
+
 def _require_tokenizer(tokenizer: Any, length: int, positions: int, words: int, repository: Repository) -> None:
     """Require that a tokenizer has its words, and belongs to its text encoder."""
     where = f"{repository.path}/tokenizer"
     cat, dog = (tokenizer(text).input_ids for text in PROBES)
     if cat == dog:
         raise UserError(f"{where} makes the same tokens of {PROBES[0]!r} and {PROBES[1]!r}; get its files again")
-    if length > positions or len(tokenizer) > words:
+    numbers = list(tokenizer.get_vocab().values())
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"{where} gives several words one number; get its files again")
+    if length > positions or max(numbers) >= words:
         raise UserError(
-            f"{where} makes up to {length} tokens of {len(tokenizer)} kinds, and the text encoder reads {positions} of "
+            f"{where} makes up to {length} tokens of {max(numbers) + 1} kinds, and the text encoder reads {positions} of "
             f"{words}; get the tokenizer that belongs to it"
         )
+    model: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    lost = _never_made(model, tokenizer.get_added_vocab()) if model["type"] == "BPE" else words - len(numbers)
+    if lost > 0:
+        raise UserError(f"{where} never makes {lost} of the text encoder's {words} tokens; get its files again")
+
+
+def _never_made(model: Mapping[str, Any], added: Collection[str]) -> int:
+    """How many tokens of byte pair encoding are neither a letter nor made by a merge: 0 where its files are whole."""
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    made, end = {"".join(pair) for pair in pairs} | set(added), model["end_of_word_suffix"] or ""
+    return sum(len(token.removesuffix(end)) > 1 and token not in made for token in model["vocab"])
 
 
 @torch.no_grad()

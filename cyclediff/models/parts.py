@@ -1,5 +1,6 @@
 """One part of a folder or hub repository in diffusers' layout: a network that fits its file, or a sentence."""
 
+import inspect
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,12 @@ SAFE = (
     "DiffusionPipeline.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) with a diffusers that you trust writes them"
 )
 SHOWN = 3
+NAMES = ("diffusion_pytorch_model.", "diffusion_pytorch_model-", "model.", "model-")  # of files that are read
+SHARD = re.compile(r"-\d+(-of-\d+)")
 WEIGHTS = re.compile(r"(safetensors|\.bin)\b")
+OF_AVERAGE = {  # what diffusers' EMAModel adds to the configuration of a network
+    "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,7 @@ def load_part(
     """
     where = f"{repository.path}/{folder}" if folder else repository.path
     if class_named:
-        named = load_config(cls, repository, folder).get("_class_name")
-        if named not in (None, cls.__name__):
-            raise UserError(f"{where} is a {named}; a {cls.__name__} belongs there")
+        _require_known_settings(cls, load_config(cls, repository, folder), where)
     if repository.is_folder:
         _require_whole_files(Path(repository.path, folder), repository.variant)
     settings = {"low_cpu_mem_usage": False} if class_named else {}  # True needs the package accelerate
@@ -82,6 +86,20 @@ def load_part(
     with as_user_error():
         require_finite(network.state_dict(), where)
     return network
+
+
+def _require_known_settings(cls: Any, config: Mapping[str, Any], where: str) -> None:
+    """Require that a configuration is of a class of diffusers, which ignores the settings that it does not know."""
+    named = config.get("_class_name")
+    if named not in (None, cls.__name__):
+        raise UserError(f"{where} is a {named}; a {cls.__name__} belongs there")
+    known = OF_AVERAGE | set(inspect.signature(cls.__init__).parameters)
+    unknown = [key for key, value in config.items() if key not in known and not key.startswith("_") and value]
+    if unknown:
+        raise UserError(
+            f"{where}/config.json has settings that diffusers' {cls.__name__} does not know: "
+            f"{', '.join(sorted(unknown))}; get a newer diffusers, or remove those that change nothing"
+        )
 
 
 @contextmanager
@@ -99,18 +117,20 @@ def quietly() -> Iterator[None]:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    diffusers_logging.set_verbosity_error()
+    libraries = diffusers_logging, transformers_logging
+    levels = [library.get_verbosity() for library in libraries]
+    bars = [library.is_progress_bar_enabled() for library in libraries]
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # its errors are raised, too
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    for library in libraries:
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        diffusers_logging.set_verbosity(levels[0])
-        transformers_logging.set_verbosity(levels[1])
-        if bars:
-            transformers_logging.enable_progress_bar()
+        for library, level, bar in zip(libraries, levels, bars, strict=True):
+            library.set_verbosity(level)
+            if bar:
+                library.enable_progress_bar()
 
 
 @contextmanager
@@ -178,6 +198,9 @@ def _require_whole_files(folder: Path, variant: str | None) -> None:
             f"{folder} holds its weights in the variant {' and '.join(others)} only; ask for it: "
             f"variant={others[0]} in the model's configuration"
         )
+    sets = sorted({SHARD.sub(r"-*\1", path.name) for path in chosen if path.name.startswith(NAMES)})
+    if len(sets) > 1:
+        raise UserError(f"{folder} holds its weights more than once ({', '.join(sets)}); keep those that are meant")
     for path in chosen:
         if found := disguise(path):
             raise UserError(f"{path} {found}")

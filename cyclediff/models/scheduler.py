@@ -6,6 +6,7 @@ used: the method and `timesteps` say how a sampler walks here.
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, cast
 
 import torch
@@ -39,8 +40,7 @@ SAMPLER = {
     "dynamic_thresholding_ratio", "sample_max_value", "variance_type", "skip_prk_steps", "solver_order", "solver_p",
     "solver_type", "algorithm_type", "lower_order_final", "euler_at_final", "predict_x0", "disable_corrector",
     "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "final_sigmas_type",
-    "lambda_min_clipped", "interpolation_type", "timestep_type", "sigma_min", "sigma_max", "flow_shift",
-    "time_shift_type", "sigma_data",
+    "lambda_min_clipped", "interpolation_type", "sigma_min", "sigma_max", "flow_shift", "time_shift_type", "sigma_data",
 }  # fmt: skip
 MUST_BE_OFF = {
     "use_flow_sigmas",
@@ -88,19 +88,30 @@ def read_scheduler(config: Mapping[str, Any], origin: str) -> Training:
     kind = config.get("_class_name")
     if kind == FLOW:
         settings = _known_settings(config, OF_FLOWS, OFF_IN_FLOWS, what)
-        shift, count = (_stated(settings, key, what) for key in ("shift", "num_train_timesteps"))
-        return Training(FlowSchedule(shift, count), "flow")
+        shift = _number(settings, "shift", what)
+        if shift <= 0:
+            raise UserError(f"{what} states shift as {shift}; a flow's shift is above 0: get the model again")
+        return Training(FlowSchedule(shift, _count(settings, what)), "flow")
     if kind not in CLASSES:
+        named = f"a {kind}" if kind else "of no class"
         raise UserError(
-            f"{what} is a {kind}, whose noise levels are not known here; known are {FLOW} and the relatives of DDPM, "
+            f"{what} is {named}, whose noise levels are not known here; known are {FLOW} and the relatives of DDPM, "
             f"such as {', '.join(CLASSES[:4])}"
         )
-    settings = _known_settings(config, TRAINING | SAMPLER, MUST_BE_OFF, what)
+    settings = _known_settings(config, TRAINING | SAMPLER | {"timestep_type"}, MUST_BE_OFF, what)
+    if (times := settings.get("timestep_type")) not in (None, "discrete"):
+        raise UserError(f"{what} gives its network {times} times; choose a model with discrete timesteps")
     prediction = settings.get("prediction_type", "epsilon")  # the first versions of diffusers knew no other
     if prediction not in PREDICTIONS:
         raise UserError(f"{origin} predicts {prediction}; the models here predict {' or '.join(PREDICTIONS)}")
-    alpha_bar = alpha_bar_from_betas(_betas(settings, what))
-    if settings.get("rescale_betas_zero_snr"):
+    betas = _betas(settings, what)
+    if not ((betas > 0) & (betas < 1)).all():  # NaN is neither
+        raise UserError(f"{what} states betas that are not all between 0 and 1; get the model again")
+    alpha_bar = alpha_bar_from_betas(betas)
+    rescaled = settings.get("rescale_betas_zero_snr")
+    if rescaled not in (None, False, True):
+        raise UserError(f"{what} states rescale_betas_zero_snr as {rescaled!r}; it must be true or false")
+    if rescaled:
         if prediction != "v_prediction":
             raise UserError(
                 f"{what} sets rescale_betas_zero_snr with {prediction}: without a signal in x_t nothing can be learned "
@@ -133,15 +144,20 @@ def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
 
 
 def _betas(settings: Mapping[str, Any], what: str) -> Tensor:
-    if settings.get("trained_betas") is not None:
-        return torch.tensor(settings["trained_betas"], dtype=torch.float64)
-    schedule, count = (_stated(settings, key, what) for key in ("beta_schedule", "num_train_timesteps"))
+    count = _count(settings, what)
+    if (trained := settings.get("trained_betas")) is not None:
+        if not isinstance(trained, list | tuple) or len(trained) != count or not all(map(_is_number, trained)):
+            raise UserError(f"{what} must state trained_betas as {count} numbers, as many as num_train_timesteps")
+        return torch.tensor(trained, dtype=torch.float64)
+    schedule = _stated(settings, "beta_schedule", what)
     if schedule == "squaredcos_cap_v2":
         return cosine_betas(count)
     if schedule not in SCHEDULES:
         known = ", ".join([*SCHEDULES, "squaredcos_cap_v2"])
         raise UserError(f"{what} has the beta_schedule {schedule}, which is not known here; known are {known}")
-    start, end = (_stated(settings, key, what) for key in ("beta_start", "beta_end"))
+    start, end = (_number(settings, key, what) for key in ("beta_start", "beta_end"))
+    if min(start, end) < 0:
+        raise UserError(f"{what} states betas below 0 (beta_start {start}, beta_end {end}); get the model again")
     return SCHEDULES[schedule](count, start, end)
 
 
@@ -151,10 +167,29 @@ def _stated(settings: Mapping[str, Any], key: str, what: str) -> Any:
     return settings[key]
 
 
+def _number(settings: Mapping[str, Any], key: str, what: str) -> float:
+    value = _stated(settings, key, what)
+    if not _is_number(value):
+        raise UserError(f"{what} must state {key} as a number; it states {value!r}")
+    return value
+
+
+def _count(settings: Mapping[str, Any], what: str) -> int:
+    value = _stated(settings, "num_train_timesteps", what)
+    if type(value) is not int or value < 2:
+        raise UserError(f"{what} must state num_train_timesteps as a whole number from 2; it states {value!r}")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
 def _compare(config: Mapping[str, Any], kind: str, alpha_bar: Tensor, what: str) -> None:
     """Hold the levels against those of diffusers' own scheduler object."""
     import diffusers
 
     own: Any = getattr(diffusers, kind).from_config(dict(config))
-    if len(own.alphas_cumprod) != len(alpha_bar) or (own.alphas_cumprod - alpha_bar).abs().max() > TOLERANCE:
+    same = len(own.alphas_cumprod) == len(alpha_bar) and (own.alphas_cumprod - alpha_bar).abs().max() <= TOLERANCE
+    if not same:
         raise UserError(f"{what} has other noise levels in diffusers' {kind} than its settings say; choose another one")

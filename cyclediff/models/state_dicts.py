@@ -85,6 +85,11 @@ def choose(
             f"{origin} holds the network ({_shown(chosen)}) and an average that cannot be read ({other}), and ema=true "
             f"asks for the average; save the average as a state dict, or take the network: ema=false {HOW}"
         )
+    if ema and not chosen.average and (others := groups.keys() - {one.place for one in fitting}):
+        raise UserError(
+            f"{origin} holds the network ({_shown(chosen)}) beside {_few(sorted(others))}, and no average, which "
+            f"ema=true asks for; if the network itself is meant: ema=false {HOW}"
+        )
     if not ema and chosen.average:
         raise UserError(
             f"{origin} holds an average ({_shown(chosen)}) and not the network, which ema=false asks for; set ema=true "
@@ -144,14 +149,22 @@ def _most_like(
 def _unreadable_average(groups: Mapping[str, StateDict], fitting: list[Candidate]) -> str | None:
     """A group that is named as an average and is not this network, in words."""
     for place, tensors in groups.items():
-        if _is_average(place) and all(one.place != place for one in fitting):
+        if any(one.place == place for one in fitting):
+            continue
+        if _is_average(place):
             listed = all(key.startswith("[") for key in tensors)
             return f"{place}: {len(tensors)} tensors" + (" in a list, without names, as torch_ema keeps them" * listed)
+        if flat := next((key for key in tensors if _is_average(key) and "exp_avg" not in key), None):  # exp_avg: Adam's
+            return f"{'.'.join(filter(None, (place, flat)))}: one tensor"
     return None
 
 
 def _is_average(name: str) -> bool:
     return name.startswith(DDPM_AVERAGE) or not AVERAGE_WORDS.isdisjoint(word.lower() for word in WORD.findall(name))
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join([*names[:3], "…"] if len(names) > 3 else names)
 
 
 def _shown(one: Candidate) -> str:

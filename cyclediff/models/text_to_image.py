@@ -154,7 +154,7 @@ def caller(unet: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> 
         sample = xt.to(dtype).contiguous(memory_format=layout)
         if not last or last[0][0] is not context:
             last[:] = [(context, context.to(dtype))]
-        more = {"cross_attention_kwargs": {"edit": edit}} if edit is not None else {}
+        more = {} if edit is None else {"cross_attention_kwargs": {"edit": edit.to(dtype)}}
         with torch.inference_mode(not torch.is_grad_enabled()):
             out = unet(sample, t, last[0][1], **more).sample.float()
         return out.clone(memory_format=torch.contiguous_format)  # outside, so that it may meet autograd later

@@ -60,6 +60,12 @@ def load_converted(
         require_finite(state, origin)
     except ValueError as error:
         raise UserError(str(error)) from error
+    for key, parts in names.items():
+        if own[parts[0]].is_floating_point() and not state[key].is_floating_point():
+            raise UserError(
+                f"{origin} holds whole numbers ({str(state[key].dtype).removeprefix('torch.')}) in {key}, so it is "
+                "quantised or damaged; get the file with float32, float16 or bfloat16"
+            )
     converted = {}
     for key, parts in names.items():
         values = split(state[key]) if split and len(parts) > 1 else [state[key]]

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 PETS = "pets"  # as a data source
 PETS_VERSION = 1  # of the renderer: a change of its pixels is another data set
 CAPTIONS_VERSION = 1  # of its captions and edits
-PETS_SEEDS = {"source": 1001, "reference": 2002, "edits": 3003}  # the networks were trained on factors of other seeds
+PETS_SEEDS = {  # the networks that are shipped were trained on factors of others or, those of CUT, on the last two
+    "source": 1001, "reference": 2002, "edits": 3003, "training_source": 4004, "training_target": 5005,
+}  # fmt: skip
 
 
 def prepare_pets(species: str, split: str, count: int, size: int, cache: Path) -> Folder:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cyclediff.errors import UserError
 from cyclediff.runtime import distributed, stop
 from cyclediff.runtime.async_io import Writer, ahead
 from cyclediff.runtime.batch_size import is_out_of_memory, no_room, release_memory
@@ -120,7 +121,7 @@ def _within_memory(
         meters.append(meters[0].again(part))
         try:
             piece = None if inputs is None else inputs[first : first + len(part)]
-            results += study.make(part, piece, size, execution, meters[-1])
+            results += _made(study, part, piece, size, execution, meters[-1])
             continue
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -132,6 +133,18 @@ def _within_memory(
         warnings.warn(f"memory was not enough for a batch, so its size is {size} from now on", stacklevel=2)
         release_memory()  # after the handler, whose traceback holds what did not fit
     return results, size
+
+
+def _made(
+    study: Study, ids: Sequence[str], inputs: Any, size: int, execution: Execution, meter: Meter
+) -> Sequence[Mapping[str, Any]]:
+    try:
+        made = study.make(ids, inputs, size, execution, meter)
+    except (UserError, ValueError):
+        meter.require_finite()  # where a network gave NaN, that is the reason
+        raise
+    meter.require_finite()
+    return made
 
 
 def _cut(ids: Sequence[str], size: int, parts: int) -> list[Sequence[str]]:

@@ -65,7 +65,9 @@ class Edit:
         with user_errors():
             self._asked()
         nodes = {"model": cfg.task.model}
-        requirements.require_files(cfg, nodes, ["model"], self.context.assets, dirs, self.instead)
+        if cfg.protocol.get("dino") and not cfg.protocol.dino.path.startswith(scoring.HUB):
+            nodes["dino"] = cfg.protocol.dino
+        requirements.require_files(cfg, nodes, list(nodes), self.context.assets, dirs, self.instead)
 
     @cached_property
     def sources(self) -> Sources:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from cyclediff.data.assets import file_sha256, locate
 from cyclediff.data.folders import TARGETS
+from cyclediff.data.images import read_photo
 from cyclediff.errors import UserError
 from cyclediff.pets.folders import PETS, prepare_pets
 from cyclediff.studies.sources import Sources
@@ -35,7 +36,7 @@ class Given:
         """Require what the method is given.
 
         Raises:
-            UserError: if the task has none.
+            UserError: if the task has none, or its picture cannot be read.
         """
         name, task = self.cfg.method.name, self.cfg.task
         if "texts" in task.inputs and "target_model" in task and not self.wanted:
@@ -56,6 +57,8 @@ class Given:
                     f"{name} needs a target image, and task.target_image={image} is no picture; set "
                     "task.target_image=FILE, or give each image its own (column target_image of a list)"
                 )
+            if image != PETS:
+                read_photo(locate(image))  # one that cannot be read is found before networks are loaded
 
     def identity(self, sources: Sources) -> Mapping[str, Any]:
         """What of it can change results, besides settings; that of a list is in its digest."""

@@ -1,5 +1,6 @@
 """Scores of a run's pictures under the protocol of the configuration."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from cyclediff.studies.sources import Sources
 if TYPE_CHECKING:
     from eval.protocols import Protocol
 
-HUB, OPENAI = "hf-hub:", "openai"  # prefix and name by which open_clip finds a CLIP that is no file here
+HUB, OPENAI = "hf-hub:", "openai"  # prefix and name by which a network is found that is no file here
 
 
 def require_clip(node: Any, key: str) -> None:
@@ -63,6 +64,7 @@ def score_identity(context: Context, sources: Sources) -> dict[str, Any]:
     """Everything that can change the numbers of a run's pictures, besides the pictures."""
     cfg = context.cfg
     found = {part: _fingerprint(path, context) for part, path in _files(cfg, sources).items()}
+    found |= {part: clip_fingerprint(cfg.protocol[part], context) for part in _others(cfg, sources)}
     if cfg.protocol.clip:
         found["clip"] = clip_fingerprint(cfg.protocol.clip, context)
     return score_settings(cfg) | {"weights": found, "data": sources.score_identity()}
@@ -74,15 +76,27 @@ def load_protocol(cfg: DictConfig, sources: Sources, device: str) -> "Protocol":
     Raises:
         UserError: if weights are missing or do not fit.
     """
+    from eval.metrics.pie_bench import OFFICIAL, PieBench
+    from eval.metrics.sets import networks_of
     from eval.protocols import Protocol
 
     node, files, reference = cfg.protocol, _files(cfg, sources), sources.reference
+    sets = tuple(node.get("sets", ("fid", "kid")))
 
-    def network(part: str) -> Any:
-        return load_network(node[part], path=str(files[part]), device=device) if part in files else None
+    def network(part: str, **settings: Any) -> Any:
+        return load_network(node[part], path=str(files[part]), device=device, **settings) if part in files else None
+
+    def pie() -> PieBench:
+        if "structure" not in files:
+            path = locate(node.structure.path)
+            warnings.warn(f"the structure distance is left out, because {path} is not here", stacklevel=2)
+        official = network("lpips", rule="torchmetrics") if OFFICIAL in node.rules else None
+        return PieBench(tuple(node.rules), network("structure"), network("lpips"), official)
 
     with user_errors():
+        networks_of(sets)
         clip = load_network(node.clip, path=clip_path(node.clip), device=device) if node.clip else None
+        others = {p: load_network(node[p], path=clip_path(node[p]), device=device) for p in _others(cfg, sources)}
         return Protocol(
             name=node.name,
             size=node.size,
@@ -94,6 +108,10 @@ def load_protocol(cfg: DictConfig, sources: Sources, device: str) -> "Protocol":
             reference_resize=node.reference_resize,
             infinity=node.infinity,
             lpips=network("lpips"),
+            sets=sets,
+            set_features={part: others[part] for part in others if part != "dino"},
+            pie=pie() if node.get("rules") else None,
+            emu_edit=others.get("dino"),
         )
 
 
@@ -143,13 +161,27 @@ def seconds_of(batches: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> dict
 def _files(cfg: DictConfig, sources: Sources) -> dict[str, Path]:
     """The protocol's files of weights that are used, by their part."""
     node, found = cfg.protocol, {}
-    if node.features and sources.reference:
+    if node.features and sources.reference and "features" in _networks_of_sets(cfg):
         found["features"] = locate(node.features.path)
-    if node.lpips and locate(node.lpips.path).is_file():  # an extra: left out where its file is not there
-        found["lpips"] = locate(node.lpips.path)
+    for part in ("lpips", "structure"):  # extras: left out where their files are not there
+        if node.get(part) and locate(node[part].path).is_file():
+            found[part] = locate(node[part].path)
     if node.judge:
         found["judge"] = locate(node.judge)
     return found
+
+
+def _others(cfg: DictConfig, sources: Sources) -> list[str]:
+    """The protocol's networks that are used and can also come from the hub, by their part."""
+    of_sets = sorted(_networks_of_sets(cfg) - {"features"}) if sources.reference else []
+    return of_sets + (["dino"] if cfg.protocol.get("dino") else [])
+
+
+def _networks_of_sets(cfg: DictConfig) -> set[str]:
+    """Those that the protocol's metrics of sets need; see `eval.metrics.sets.SETS`."""
+    from eval.metrics.sets import SETS
+
+    return {SETS[key][0] for key in cfg.protocol.get("sets", ("fid", "kid")) if key in SETS}
 
 
 def _fingerprint(path: Path, context: Context) -> str:

@@ -1,6 +1,10 @@
-"""Distances between the results as a set and a reference set: FID and KID, with intervals."""
+"""The results as a set beside a reference set: FID, KID and others that a protocol chooses, with intervals.
 
-from collections.abc import Callable
+All of one network are computed from the same features. Coverage has no interval: a resample of the images has fewer
+different ones, and covers less.
+"""
+
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,29 +14,20 @@ from torch import Tensor
 from eval import ranks
 from eval.files import list_images, read_picture
 from eval.metrics.features import Extractor
-from eval.metrics.frechet import Statistics, frechet_distance, frechet_infinity, frechet_replicates
-from eval.metrics.kid import kernel_distance, kernel_distance_subsets, kernel_replicates
-from eval.metrics.metric import Metric
+from eval.metrics.frechet import Statistics
 from eval.metrics.pictures import at_size
 from eval.metrics.references import cached, read_statistics
+from eval.metrics.sets import METRICS, chosen_metrics, of_own
 from eval.metrics.statistics import interval, resamples
 from eval.protocols import Protocol
 from eval.records import MetricRecord
 
-METRICS = {
-    "fid": Metric("FID", 2, False),
-    "fid_infinity": Metric("FID∞", 2, False),
-    "kid": Metric("KID×10³", 2, False, 1000),
-    "kid_subsets": Metric("KID×10³ by subsets", 2, False, 1000),
-}
 # by the judge of pets, not by an Inception network: these numbers must not be taken for a paper's
 PETS_METRICS = {
     key: replace(metric, header=metric.header.replace("FID", "FD").replace("KID", "KD"))
     for key, metric in METRICS.items()
 }
 RESAMPLES = 200
-SUBSETS = 100
-LEAST = {"fid": 2, "kid": 2, "kid_subsets": 2, "fid_infinity": 8}  # images
 
 
 def reference_features(
@@ -43,7 +38,19 @@ def reference_features(
     The first process looks into the cache; the others help where the features are not there.
     """
     if reference.suffix == ".npz":
-        return read_statistics(reference)
+        if extractor is not protocol.features:
+            raise ValueError(
+                f"{reference} has features or statistics of one network, and protocol.sets asks for another; give the "
+                f"folder of the images, or leave out what is not of {', '.join(of_own())}"
+            )
+        found = read_statistics(reference)
+        lacking = [key for key in protocol.sets if key in ("density", "coverage")]
+        if lacking and isinstance(found, Statistics):
+            raise ValueError(
+                f"{reference} has a mean and a covariance only, and {' and '.join(lacking)} need features; give the "
+                "folder of the images, or an .npz with feats"
+            )
+        return found
     paths = list_images(reference)
     if not paths:
         raise ValueError(f"{reference} has no images; give a folder of images of the target domain")
@@ -75,35 +82,32 @@ def reference_features(
 
 
 def distances(
-    features: Tensor, target: Tensor | Statistics, protocol: Protocol
+    features: Mapping[str, Tensor], targets: Mapping[str, Tensor | Statistics], protocol: Protocol
 ) -> tuple[dict[str, MetricRecord], dict[str, list[float]]]:
-    """FID and KID with intervals and replicates; they need two images, and fewer leave the values empty."""
-    functions: dict[str, tuple[str, Callable[..., float], Callable[..., Tensor] | None]] = {
-        "fid": ("fid", frechet_distance, frechet_replicates)
-    }
-    if protocol.infinity:
-        functions["fid_infinity"] = "fid-extrapolated", frechet_infinity, None
-    if isinstance(target, Tensor):  # KID needs more than mean and covariance
-        functions["kid"] = "kid-unbiased-poly3-all", kernel_distance, kernel_replicates
-    size = protocol.kid_subset
-    if isinstance(target, Tensor) and size is not None:
-        name = f"kid-unbiased-poly3-{SUBSETS}×{size}-seed0"
-        functions["kid_subsets"] = name, lambda a, b: kernel_distance_subsets(a, b, size, SUBSETS).mean().item(), None
-    n_reference = len(target) if isinstance(target, Tensor) else target.n
-    fewest = min(len(features), len(features) if n_reference is None else n_reference)
-    counts = resamples(len(features), RESAMPLES)
-    network = protocol.features.protocol if protocol.features else ""
+    """The protocol's set metrics with intervals and replicates; with too few images a value is empty.
+
+    Args:
+        features: of the results, by network.
+        targets: of the reference, by network.
+        protocol: which metrics.
+    """
+    chosen = chosen_metrics(protocol.sets, protocol.infinity, protocol.kid_subset)
     headers = PETS_METRICS if protocol.judge else METRICS
     metrics, replicates = {}, {}
-    for key, (name, distance, resampled) in functions.items():
-        value = distance(features, target) if fewest >= LEAST[key] else None
-        if value is not None and resampled is not None:
-            replicates[key] = resampled(features, target, counts).tolist()
+    for key, (network, metric) in chosen.items():
+        target = targets.get(network)
+        if target is None or (isinstance(target, Statistics) and not metric.statistics):
+            continue  # KID and neighbours need more than mean and covariance
+        seen, n_reference = features[network], len(target) if isinstance(target, Tensor) else target.n
+        fewest = min(len(seen), len(seen) if n_reference is None else n_reference)
+        value = metric.value(seen, target) if fewest >= metric.least else None
+        if value is not None and metric.replicates is not None:
+            replicates[key] = metric.replicates(seen, target, resamples(len(seen), RESAMPLES)).tolist()
         metrics[key] = headers[key].entry(
-            f"{name}/{network}/vs-{protocol.reference}",
+            f"{metric.name}/{protocol.extractors[network].protocol}/vs-{protocol.reference}",
             value=value,
             ci95=interval(value, torch.tensor(replicates[key])) if value is not None and key in replicates else None,
-            n=len(features),
+            n=len(seen),
             n_reference=n_reference,
         )
     return metrics, replicates

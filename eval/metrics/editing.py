@@ -76,10 +76,10 @@ def background_scores(
     """Scores of what is outside of the masks; NaN if an edit has no mask, or its mask covers everything."""
     keys = background_columns("", lpips)
     values = {key: torch.full((len(edits),), torch.nan, dtype=torch.float64) for key in keys}
-    masks = {i: edit.mask for i, edit in enumerate(edits) if edit.mask}
-    if masks:
-        rows, size = list(masks), (images.shape[2], images.shape[3])
-        mask = torch.stack([read_mask(path, size) for path in masks.values()])[:, None]
+    masks = read_masks(edits, (images.shape[2], images.shape[3]))
+    rows = [i for i, mask in enumerate(masks) if mask is not None]
+    if rows:
+        mask = torch.stack([mask for mask in masks if mask is not None])[:, None]
         for key, value in background(images[rows], sources[rows], mask).items():
             values[f"background_{key}"][rows] = value
         if lpips is not None:
@@ -87,6 +87,11 @@ def background_scores(
             distance = lpips(*(torch.where(mask, 0, image[rows]) for image in (images, sources)))
             values["background_lpips"][rows] = torch.where(left, distance, torch.nan)
     return values
+
+
+def read_masks(edits: Sequence[Edit], size: tuple[int, int]) -> list[Tensor | None]:
+    """The mask of each edit, see `read_mask`; None where it has none."""
+    return [read_mask(edit.mask, size) if edit.mask else None for edit in edits]
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> Tensor:

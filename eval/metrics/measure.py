@@ -8,6 +8,7 @@ from torch import Tensor
 
 from eval.edits import Edit
 from eval.metrics.editing import background_columns, background_scores, text_columns, text_scores
+from eval.metrics.emu_edit import emu_columns, emu_scores
 from eval.metrics.features import file_digest
 from eval.metrics.lpips import LPIPS
 from eval.metrics.metric import Metric
@@ -24,6 +25,7 @@ from eval.metrics.pets import (
     observe,
 )
 from eval.metrics.pictures import Folders, Triple, read_triples
+from eval.metrics.pie_bench import OFFICIAL, pie_columns, pie_scores
 from eval.protocols import Protocol
 
 
@@ -34,13 +36,13 @@ class Measured:
     Args:
         stems: images that have values, in order.
         values: float64 (n,) for each metric that is a mean over images; NaN where an image has none.
-        features: of the results, (n, d), where FID and KID are wanted.
+        features: of the results, (n, d), by the name of their network; see `Protocol.extractors`.
         unreadable: images that could not be decoded.
     """
 
     stems: list[str]
     values: dict[str, Tensor]
-    features: Tensor | None
+    features: dict[str, Tensor]
     unreadable: list[str]
 
 
@@ -53,6 +55,10 @@ def columns(edits: Sequence[Edit], truth: bool, protocol: Protocol) -> dict[str,
         protocol: how to score.
     """
     faithful = f"png{protocol.size or ''}/{protocol.resize}/per-image-mean"
+    if protocol.emu_edit:
+        return emu_columns(protocol.emu_edit, protocol.clip, faithful)
+    if not _is_plain(protocol):
+        return pie_columns(protocol.pie, edits, protocol.clip, faithful) if protocol.pie else {}
     found = {
         "psnr": (PSNR, f"psnr/{faithful}/vs-source"),
         "ssim": (SSIM, f"ssim/gauss11-1.5-valid/{faithful}/vs-source"),
@@ -70,9 +76,16 @@ def columns(edits: Sequence[Edit], truth: bool, protocol: Protocol) -> dict[str,
     if judged and edits and truth:
         found["edit_error"] = EDIT_ERROR, f"{judged}/edited-attribute/vs-ground-truth"
         found["kept_error"] = KEPT_ERROR, f"{judged}/other-attributes/vs-source"
-    if any(edit.mask for edit in edits) and not judged:
+    if protocol.pie:
+        found |= pie_columns(protocol.pie, edits, protocol.clip, faithful)
+    elif any(edit.mask for edit in edits) and not judged:
         found |= background_columns(faithful, protocol.lpips)
     return found
+
+
+def _is_plain(protocol: Protocol) -> bool:
+    """Whether whole images are compared with their sources, too, and not only by PIE-Bench's official rules."""
+    return protocol.pie is None or protocol.pie.rules != (OFFICIAL,)
 
 
 def measure(
@@ -92,7 +105,7 @@ def measure(
     """
     known, unreadable = [], []
     values = {key: torch.full((len(stems),), torch.nan, dtype=torch.float64) for key in keys}
-    features: Tensor | None = None  # one block: many small ones would keep memory from shrinking
+    features: dict[str, Tensor] = {}  # of a network one block: many small ones would keep memory from shrinking
     judge = load_pets_judge(protocol.judge) if protocol.judge else None
     for triples, broken in read_triples(folders, stems, protocol.size, protocol.resize):
         unreadable += broken
@@ -105,14 +118,13 @@ def measure(
             found = _scores(group, [edits[triple.stem] for triple in group if edits], protocol, judge)
             for key in values.keys() & found.keys():
                 values[key][rows] = found[key]
-            if protocol.features is not None:
-                seen = protocol.features([triple.picture for triple in group])
-                features = seen.new_empty(len(stems), seen.shape[1]) if features is None else features
-                features[rows] = seen
+            for name, extractor in protocol.extractors.items():
+                seen = extractor([triple.picture for triple in group])
+                block = features.setdefault(name, seen.new_empty(len(stems), seen.shape[1]))
+                block[rows] = seen
     end = len(known)  # unreadable images have no row
-    return Measured(
-        known, {key: v[:end] for key, v in values.items()}, None if features is None else features[:end], unreadable
-    )
+    kept = {name: block[:end] for name, block in features.items()}
+    return Measured(known, {key: v[:end] for key, v in values.items()}, kept, unreadable)
 
 
 def joined(parts: Sequence[Measured]) -> Measured:
@@ -120,9 +132,12 @@ def joined(parts: Sequence[Measured]) -> Measured:
     stems = [stem for part in parts for stem in part.stems]
     order = torch.tensor(sorted(range(len(stems)), key=stems.__getitem__), dtype=torch.int64)
     values = {key: torch.cat([part.values[key] for part in parts])[order] for key in parts[0].values}
-    features = [part.features for part in parts if part.features is not None]
+    names = dict.fromkeys(name for part in parts for name in part.features)
+    features = {
+        name: torch.cat([part.features[name] for part in parts if name in part.features])[order] for name in names
+    }
     unreadable = sorted(stem for part in parts for stem in part.unreadable)
-    return Measured([stems[i] for i in order], values, torch.cat(features)[order] if features else None, unreadable)
+    return Measured([stems[i] for i in order], values, features, unreadable)
 
 
 def _scores(
@@ -131,7 +146,12 @@ def _scores(
     """The values of all columns for some images of one size; float64 (n,) each."""
     images, sources = torch.stack([t.image for t in group]), torch.stack([t.source for t in group])
     truths = [t.truth for t in group if t.truth is not None]
-    values = {"psnr": psnr(images, sources), "ssim": ssim(images, sources), "l2": l2(images, sources)}
+    if protocol.emu_edit:
+        return emu_scores(images, sources, edits, protocol.emu_edit, protocol.clip)
+    pie = pie_scores(images, sources, edits, protocol.pie, protocol.clip) if protocol.pie and edits else {}
+    if not _is_plain(protocol):
+        return pie
+    values = pie | {"psnr": psnr(images, sources), "ssim": ssim(images, sources), "l2": l2(images, sources)}
     if truths:
         values["ground_truth_psnr"] = psnr(images, torch.stack(truths))
     if judge is not None:
@@ -146,6 +166,6 @@ def _scores(
         values |= text_scores(images, sources, edits, protocol.clip)
     if protocol.lpips:
         values["lpips"] = protocol.lpips(images, sources)
-    if edits and not protocol.judge:
+    if edits and not protocol.judge and not protocol.pie:
         values |= background_scores(images, sources, edits, protocol.lpips)
     return values

@@ -31,8 +31,8 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
     The mean of dB over images is not the dB of the pooled error, which many libraries compute.
     """
-    mse = _mse(a, b)
-    return torch.where(mse == 0, 100.0, -10 * mse.clamp(min=1e-300).log10())
+    error = mse(a, b)
+    return torch.where(error == 0, 100.0, -10 * error.clamp(min=1e-300).log10())
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -50,6 +50,32 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     size = max(1, BLOCK // a[0].numel())
     pairs = zip(a.split(size), b.split(size), strict=True)
     return torch.cat([_similarity(*map(_unit, pair)) for pair in pairs])
+
+
+def ssim_outside(a: Tensor, b: Tensor, outside: Tensor) -> Tensor:
+    """SSIM of what is outside of a mask: the mean over places outside, whose windows see pixels outside only.
+
+    In each window the weights of the pixels outside are divided by their sum, also at the image's border. So without
+    a mask the places where the window fits have the values of `ssim`.
+
+    Args:
+        a: uint8 (n, 3, h, w).
+        b: the same shape.
+        outside: bool (n, 1, h, w), true outside of the mask, somewhere in each image.
+
+    Returns:
+        float64 (n,).
+    """
+    size = max(1, BLOCK // a[0].numel())
+    found = []
+    for one, other, part in zip(a.split(size), b.split(size), outside.split(size), strict=True):
+        weight = part.double()
+        x, y, share = (_padded(value * weight) for value in (_unit(one), _unit(other), torch.ones_like(weight)))
+        windows = _smooth(share).clamp(min=1e-300)
+        mean_x, mean_y, squares, products = (_smooth(v) / windows for v in (x, y, x * x + y * y, x * y))
+        values = _similarity_of(mean_x, mean_y, squares, products) * weight
+        found.append(values.sum(dim=(1, 2, 3)) / (3 * weight.sum(dim=(1, 2, 3))))
+    return torch.cat(found)
 
 
 def l2(a: Tensor, b: Tensor) -> Tensor:
@@ -76,7 +102,7 @@ def background(a: Tensor, b: Tensor, mask: Tensor) -> dict[str, Tensor]:
         ValueError: if the images are smaller than half of SSIM's window.
     """
     a, b = (torch.where(mask, 0, image) for image in (a, b))
-    values = {"psnr": psnr(a, b), "ssim": _ssim_with_border(a, b), "mse": _mse(a, b)}
+    values = {"psnr": psnr(a, b), "ssim": _ssim_with_border(a, b), "mse": mse(a, b)}
     empty = mask.all(dim=(1, 2, 3))
     return {key: torch.where(empty, torch.nan, value) for key, value in values.items()}
 
@@ -94,16 +120,21 @@ def _ssim_with_border(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([value.flatten().double() for value in found])
 
 
-def _mse(a: Tensor, b: Tensor) -> Tensor:
+def mse(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared error on [0, 1], over pixels and channels."""
     return (_unit(a) - _unit(b)).square().mean(dim=(1, 2, 3))
 
 
 def _similarity(a: Tensor, b: Tensor) -> Tensor:
     """Wang et al.'s Eq. (13), averaged over places and channels: float64 (n, 3, h, w) each → (n,)."""
-    mean_a, mean_b, squares, products = (_smooth(x) for x in (a, b, a * a + b * b, a * b))
+    return _similarity_of(*(_smooth(x) for x in (a, b, a * a + b * b, a * b))).mean(dim=(1, 2, 3))
+
+
+def _similarity_of(mean_a: Tensor, mean_b: Tensor, squares: Tensor, products: Tensor) -> Tensor:
+    """Wang et al.'s Eq. (13) at each place, from the windows' means of a, b, a² + b² and ab."""
     means, product = mean_a.square() + mean_b.square(), mean_a * mean_b
     spread = (squares - means).clamp(min=0)  # rounding can leave it a hair below
-    return ((2 * product + C1) * (2 * (products - product) + C2) / ((means + C1) * (spread + C2))).mean(dim=(1, 2, 3))
+    return (2 * product + C1) * (2 * (products - product) + C2) / ((means + C1) * (spread + C2))
 
 
 def _smooth(x: Tensor) -> Tensor:
@@ -120,6 +151,11 @@ def _smooth(x: Tensor) -> Tensor:
             total.add_(x.narrow(axis, shift, size), alpha=weights[shift])
         x = total
     return x
+
+
+def _padded(x: Tensor) -> Tensor:
+    """Zeros around images, half a window wide."""
+    return torch.nn.functional.pad(x, (BORDER,) * 4)
 
 
 def _unit(image: Tensor) -> Tensor:

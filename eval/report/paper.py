@@ -56,10 +56,10 @@ def read_paper(task_folder: Path) -> Paper:
 
 def agrees(published: Published, entry: Entry) -> bool:
     """Whether a run was made as the published number was: protocol, whole data set, published settings and tier."""
-    run, protocol = entry.run, entry.scores["protocol"].split("/")[0]
-    settings = run["published_settings"] and run.get("tier") in (None, "paper")
+    run, protocol = entry.run, entry.scores["protocol"]
+    settings = run["published_settings"] and run.get("tier") in (None, "paper", "published")
     whole = run["data"]["dataset"] and not run["data"].get("missing")
-    return bool(published.protocol == protocol and whole and settings)
+    return bool(published.protocol in (protocol, protocol.split("/")[0]) and whole and settings)
 
 
 def explain(paper: Paper, shown: list[tuple[str, str, Published, bool]]) -> list[str]:

@@ -16,6 +16,7 @@ from eval.records import (
     MetricRecord,
     RunRecord,
     ScoresRecord,
+    by_protocol,
     list_scores,
     read_bootstrap,
     read_curves,
@@ -135,7 +136,7 @@ def read_entries(task_folder: Path) -> tuple[list[Entry], list[Running]]:
         folders = list_scores(path.parent)
         for folder in folders:
             try:
-                found.append((folder, read_scores(folder)))
+                found += [(folder, scores) for scores in by_protocol(read_scores(folder))]
             except ValueError as error:
                 warnings.warn(str(error), stacklevel=2)
         if run["status"] != "finished" or not folders:

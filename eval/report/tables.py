@@ -22,6 +22,7 @@ from rich.text import Text
 from eval import terminal
 from eval.edits import read_edits
 from eval.files import remove_leftovers, write_atomically
+from eval.report.categories import categories_markdown
 from eval.report.comparison import format_verdict
 from eval.report.grid import draw_grid
 from eval.report.labels import best_of
@@ -153,6 +154,8 @@ def _write_page(task_folder: Path, sections: Sequence[Section], running: Sequenc
     for section in sections:
         if section.picture:
             _write_picture(task_folder, section, output / section.picture)
+    if by_kind := categories_markdown(task_folder, sections):
+        write_atomically(by_kind.encode(), output / "categories.md")
     write_html(task_folder, sections, running, output / "report.html")
 
 
