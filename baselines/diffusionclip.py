@@ -42,6 +42,8 @@ class Training:
         lr: learning rate of Adam (lr_clip_finetune).
         growth: factor of the learning rate after each iteration (sch_gamma).
         checkpointing: compute steps again in the backward pass, instead of keeping what the network computed.
+        source_text: what the images show (src_txts).
+        target_text: what results should show (trg_txts).
     """
 
     steps: int = 6
@@ -54,6 +56,8 @@ class Training:
     lr: float = 2e-6
     growth: float = 1.3
     checkpointing: bool = True
+    source_text: str = ""
+    target_text: str = ""
 
     def __post_init__(self):
         for key, least in {"steps": 2, "images": 1, "iterations": 1}.items():

@@ -209,7 +209,7 @@ def window(bounds: Bounds, name: str = "bounds") -> tuple[float, float]:
     Raises:
         ValueError: unless 0 ≤ a ≤ b ≤ 1.
     """
-    pair = bounds if isinstance(bounds, Sequence) and not isinstance(bounds, str) else (0.0, bounds)
+    pair: Any = bounds if isinstance(bounds, Sequence) and not isinstance(bounds, str) else (0.0, bounds)
     numbers = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in pair)
     if not numbers or len(pair) != 2 or not 0 <= pair[0] <= pair[1] <= 1:
         raise ValueError(f"{name} must be a fraction b or a pair [a, b] with 0 ≤ a ≤ b ≤ 1; got {bounds!r}")

@@ -4,6 +4,7 @@ Times are wall clock on this machine; nothing else should run on it.
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,83 +147,51 @@ def rows_of_sd(table: Table) -> None:
     b.rows_of_pipeline(table, "SD-1.4-sized", b.sd_sized(), side=16, steps=2)
 
 
-def rows_of_networks(table: Table) -> None:
-    """The unpaired experiment's networks at 256×256."""
-    from benchmark_networks import rows_of_cyclediffusion, rows_of_egsde, rows_of_forward
-
-    for rows in (rows_of_forward, rows_of_cyclediffusion, rows_of_egsde):
-        rows(table)
-
-
-def rows_of_evaluation(table: Table) -> None:
-    """Distances and folders against other libraries, the page, and the trade-off."""
-    from benchmark_evaluation import row_of_replicates, row_of_ssim, rows_of_frechet
-    from benchmark_one_pass import rows_of_one_pass
-    from benchmark_page import rows_of_page
-
-    for rows in (rows_of_frechet, row_of_replicates, row_of_ssim, rows_of_page, rows_of_one_pass):
-        rows(table)
+def row_of_tradeoff(table: Table) -> None:
+    """The trade-off on pets."""
     with tempfile.TemporaryDirectory() as folder:
         seconds, memory, output = timed("experiment=pets_tradeoff", f"paths.outputs={folder}")
         print(output)
         table.add_row("experiment=pets_tradeoff", f"{seconds:.0f} s, {memory:.2f} GiB", "≤ 600 s on 2 cores")
 
 
-def rows_of_precision(table: Table) -> None:
-    """16-bit and compiled networks."""
-    import benchmark_precision
-
-    benchmark_precision.rows_of_precision(table)
-
-
-def rows_of_scale(table: Table) -> None:
-    """Two processes against one."""
-    import benchmark_scale
-
-    benchmark_scale.rows_of_scale(table)
-
-
-def rows_of_soak(table: Table) -> None:
-    """Memory in a long run."""
-    import benchmark_soak
-
-    benchmark_soak.rows_of_soak(table)
+IN_MODULES = {  # part → functions of a module beside this one, imported when they are asked for
+    "networks": ("benchmark_networks", "rows_of_forward", "rows_of_cyclediffusion", "rows_of_egsde"),
+    "guidance": ("benchmark_guidance", "rows_of_guidance"),
+    "diffuseit": ("benchmark_diffuseit", "rows_of_diffuseit"),
+    "training": ("benchmark_training", "rows_of_training"),
+    "metrics": ("benchmark_evaluation", "rows_of_frechet", "row_of_replicates", "row_of_ssim"),
+    "page": ("benchmark_page", "rows_of_page"),
+    "one_pass": ("benchmark_one_pass", "rows_of_one_pass"),
+    "sets": ("benchmark_sets", "rows_of_sets"),
+    "precision": ("benchmark_precision", "rows_of_precision"),
+    "syncs": ("benchmark_syncs", "rows_of_syncs"),
+    "scale": ("benchmark_scale", "rows_of_scale"),
+    "soak": ("benchmark_soak", "rows_of_soak"),
+    "gpu": ("benchmark_gpu", "rows_of_gpu"),
+    "versions": ("benchmark_versions", "rows_of_versions"),
+}
 
 
-def rows_of_gpu(table: Table) -> None:
-    """The paper's networks on a CUDA device."""
-    import benchmark_gpu
-
-    benchmark_gpu.rows_of_gpu(table)
-
-
-def rows_of_versions(table: Table) -> None:
-    """This version against an earlier one."""
-    import benchmark_versions
-
-    benchmark_versions.rows_of_versions(table)
+def rows_of_module(module: str, functions: Sequence[str], table: Table) -> None:
+    """The rows that functions of a module make."""
+    for name in functions:
+        getattr(importlib.import_module(module), name)(table)
 
 
 def main() -> None:
     """Measure and print."""
     import torch
 
-    parts = {
-        "versions": rows_of_versions,
+    parts: dict[str, Callable[[Table], None]] = {
         "runs": rows_of_runs,
         "memory": rows_of_memory,
         "invariance": rows_of_invariance,
-    }
-    parts |= {
-        "networks": rows_of_networks,
         "editing": rows_of_editing,
         "sd": rows_of_sd,
-        "evaluation": rows_of_evaluation,
-        "precision": rows_of_precision,
-        "scale": rows_of_scale,
-        "soak": rows_of_soak,
-        "gpu": rows_of_gpu,
+        "tradeoff": row_of_tradeoff,
     }
+    parts |= {part: partial(rows_of_module, module, names) for part, (module, *names) in IN_MODULES.items()}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*parts, []], help="default: all")
     title = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"

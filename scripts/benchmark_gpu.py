@@ -30,7 +30,7 @@ from cyclediff.diffusion.denoiser import LearnedVarianceDenoiser
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
 from cyclediff.models import adm
-from cyclediff.models.inference import for_inference
+from cyclediff.models.inference import for_inference, sample_of
 from cyclediff.models.text_to_image import TextModel, caller
 from cyclediff.runtime.batch_size import find_batch_size
 
@@ -73,7 +73,7 @@ def rows_of_translation(table: Table, device: str, shape: dict[str, Any], steps:
     schedule = DiffusionSchedule(alpha_bar_from_betas(linear_betas()))
     levels = schedule.levels(steps)
     plain = LearnedVarianceDenoiser(lambda xt, t: unet(xt, t).sample, schedule)
-    network = for_inference(own, lambda xt, t: own(xt, t).sample, device, "bfloat16", "default")
+    network = for_inference(own, sample_of, device, "bfloat16", "default")
     fast = LearnedVarianceDenoiser(network, schedule)
     method = CycleDiffusion(T=steps, T_es=steps, eta=ETA)
 

@@ -20,7 +20,7 @@ from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas
 from cyclediff.models import adm
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
-from cyclediff.models.inference import for_inference
+from cyclediff.models.inference import for_inference, sample_of
 from cyclediff.models.weights import load_converted
 from cyclediff.runtime.meter import Meter
 
@@ -62,7 +62,7 @@ def side_by_side(forms: dict[str, Callable[[], Any]], rounds: int = 4) -> dict[s
 def rows_of_forward(table: Table) -> None:
     """One evaluation of the AFHQ network, against guided-diffusion's form and with the usual accelerations."""
     unet, state = afhq_network()
-    ours = for_inference(unet, lambda xt, t: unet(xt, t).sample, "cpu")
+    ours = for_inference(unet, sample_of, "cpu")
     first, _ = afhq_network()
     plain, _ = afhq_network()
     for part in plain.modules():
@@ -100,7 +100,7 @@ def rows_of_cyclediffusion(table: Table, steps: int = 4) -> None:
     unet, _ = afhq_network()
     meter = Meter(["a"], lambda: None)
     schedule = DiffusionSchedule(alpha_bar_from_betas(linear_betas()))
-    denoiser = LearnedVarianceDenoiser(for_inference(unet, lambda xt, t: unet(xt, t).sample, "cpu"), schedule)
+    denoiser = LearnedVarianceDenoiser(for_inference(unet, sample_of, "cpu"), schedule)
     source, target = (meter.watch(denoiser, side) for side in ("source", "target"))
     method = CycleDiffusion(T=1000, T_es=steps, eta=0.1)
     began = time.perf_counter()
@@ -119,8 +119,8 @@ def rows_of_egsde(table: Table) -> None:
     """A step of EGSDE in units of one evaluation of the network."""
     unet, _ = afhq_network()
     classifier = domain_classifier()
-    features = for_inference(classifier, classifier.features, "cpu")
-    network = for_inference(unet, lambda xt, t: unet(xt, t).sample, "cpu")
+    features = for_inference(classifier, type(classifier).features, "cpu")
+    network = for_inference(unet, sample_of, "cpu")
     method = EGSDE(1000, 500, 500.0, 2.0, 32, features)
     y, xt = torch.randn(2, 1, 3, 256, 256)
     t, level = torch.tensor([100]), DiffusionSchedule(alpha_bar_from_betas(linear_betas())).at(100)

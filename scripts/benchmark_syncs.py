@@ -12,17 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from rich.table import Table
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import cyclediff.pets
+from cyclediff.attention_control import AttentionControl, install
+from cyclediff.diffusion.prompt import Prompt
+from cyclediff.models.text_to_image import caller
+
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
 ASKING = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default}  # item(), x[mask], equal
 MOVING = {aten._to_copy.default, aten.copy_.default}
 ROOT = Path(__file__).parents[1]
+WEIGHTS = Path(cyclediff.pets.__file__).parent / "weights"
 
 
 @dataclass
@@ -98,11 +105,24 @@ def to_made_up(network: nn.Module) -> nn.Module:
     return network
 
 
-class DeviceNoise:
-    """Noise that is drawn where it is needed."""
-
-    def randn_like(self, x: Tensor) -> Tensor:
-        return torch.randn_like(x)
-
-    def rows(self, start: int, stop: int) -> "DeviceNoise":
-        return self
+def rows_of_syncs(table: Table) -> None:
+    """What one evaluation of the text-to-image network of pets asks of a GPU, with attention control."""
+    unet: Any = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(WEIGHTS / "text_to_image" / "unet"))
+    install(unet.half())
+    words = (0, 1, 2, 3), ((0, 0), (0, 1), (2, 5), (0, 0))
+    cat, dog = Prompt("a cat", *words), Prompt("a dog", *words)
+    with made_up_gpu() as counts:
+        call = caller(to_made_up(unet), torch.float16, torch.contiguous_format)
+        x, t, context = (
+            torch.randn(s, device=CUDA) for s in ((4, 4, 16, 16), (4,), (4, 16, unet.config.cross_attention_dim))
+        )
+        plan, found = AttentionControl().plan([cat], [dog], 16, 10, CUDA), []
+        for step in range(2):
+            before = len(counts.crossings), len(counts.waits), counts.operations
+            call(x, t, context, plan.at(step, [2], [3], [0]))
+            after = len(counts.crossings), len(counts.waits), counts.operations
+            found.append([b - a for a, b in zip(before, after, strict=True)])
+    crossings, waits, operations = found[1]
+    title = "pets in words, one step with attention control: copies to the device"
+    table.add_row(title, f"{crossings} of {operations} operations", "0")
+    table.add_row("  how often the device is waited for", f"{waits}", "0")

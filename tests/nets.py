@@ -36,6 +36,7 @@ OFFICIAL = {
     "CUT, FastCUT": "taesungp/contrastive-unpaired-translation@b3ac297, on small random networks",
     "Splice": "omerbt/Splice@12e0146, on small random networks",
     "DiffusionCLIP": "gwang-kim/DiffusionCLIP@e4bfb25, on small random networks",
+    "PIE-Bench": "cure-lab/PnPInversion@07f97f4, its metrics",
     "CLIP scores": "ChenWu98/cycle-diffusion@3edb980, model/energy/clean_clip.py",
     "diffusers": "huggingface/diffusers 0.42.1: its pipelines under the same noise, on small random networks",
     "Networks": "guided_diffusion/unet.py (ILVR, EGSDE), models/diffusion.py (SDEdit), as diffusers networks",

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from cyclediff.cli import doctor
 from cyclediff.cli.doctor import Experiment, cells, folder_size, inspect
+from cyclediff.studies.requirements import repository_of
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "conf")
@@ -52,17 +54,18 @@ def test_pets_run_without_anything(folders):
 def test_files_arrive_one_by_one(folders, tmp_path):
     checkpoints, afhq = tmp_path / "checkpoints", tmp_path / "data" / "afhq_v2" / "test"
     nothing = inspect("cat2dog", CONFIG, folders)
-    weights = ["cat2dog_dse.pt", "inception-2015-12-05.pt", "cat_ema_0.9999_050000.pt", "afhq_dog_4m.pt"]
+    weights = ["cat2dog_dse.pt", "cut_cat2dog.pth"]
+    weights += ["inception-2015-12-05.pt", "cat_ema_0.9999_050000.pt", "afhq_dog_4m.pt"]
     assert set(nothing.missing) == {*(checkpoints / name for name in weights), afhq / "cat", afhq / "dog"}
-    assert nothing.needed == 6
+    assert nothing.needed == 7
     assert nothing.ready == ()
     assert cells(nothing)[:2] == ("no", "none")
-    put(*(checkpoints / name for name in weights[1:]))
+    put(*(checkpoints / name for name in weights[2:]))
     assert inspect("cat2dog", CONFIG, folders).ready == ()
     put(afhq / "cat" / "1.png", afhq / "dog" / "1.png")
     partly = inspect("cat2dog", CONFIG, folders)
-    assert partly.missing == (checkpoints / "cat2dog_dse.pt",)
-    assert set(partly.methods) - set(partly.ready) == {"egsde", "egsde_dagger"}
+    assert set(partly.missing) == {checkpoints / "cat2dog_dse.pt", checkpoints / "cut_cat2dog.pth"}
+    assert set(partly.methods) - set(partly.ready) == {"egsde", "egsde_dagger", "cut"}
     assert cells(partly)[0] == "in part"
     (checkpoints / "cat_ema_0.9999_050000.pt").unlink()
     assert "cyclediffusion" not in inspect("cat2dog", CONFIG, folders).ready
@@ -121,8 +124,8 @@ def test_torch_is_imported_only_to_list_devices():
 @pytest.mark.parametrize("name", ["ViT-B-32-quickgelu", "ViT-L-14-quickgelu"])
 def test_names_of_openais_repositories(name):
     open_clip = pytest.importorskip("open_clip")
-    node = {"path": "openai", "model": name}
-    repository = doctor._repository(type("Node", (dict,), {"path": "openai", "model": name})(node))
+    node = OmegaConf.create({"_target_": "eval.metrics.clip.open_clip_scorer", "path": "openai", "model": name})
+    repository = repository_of(node)
     assert repository == open_clip.get_pretrained_cfg(name, "openai")["hf_hub"].rstrip("/")
 
 

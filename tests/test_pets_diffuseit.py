@@ -2,6 +2,8 @@
 
 import csv
 import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from cyclediff.pets.styles import COLOURS, prepare_pet_styles
 from cyclediff.pets.vit import load_pets_vit
 from eval.metrics.pets import DOMAIN, load_pets_judge, observe
 
-from .forking import run
+from .forking import finish, run
+from .hub_server import COMMIT
 from .test_run import ROOT, metrics_of
 
 IT = "experiment=pets_diffuseit"
@@ -70,6 +73,44 @@ def test_both_modes(tmp_path):
         found = json.loads(record.read_bytes())
         assert found["costs"]["backwards_per_image"] >= 3
         assert {"ground_truth_psnr", "clip", "edit_error"} <= metrics_of(record.parent).keys()
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A cache of the Hugging Face hub, without a network; see `finish`."""
+
+    folder: Path
+
+    def __call__(self):
+        from huggingface_hub import constants
+
+        constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = str(self.folder), True
+
+
+def test_a_vit_of_the_hub(tmp_path):
+    """One of timm's form, in a cache that is made here; its commit is part of the run's identity."""
+    import timm
+    from timm.models import save_for_hf
+
+    repository = tmp_path / "hub" / "models--someone--vit"
+    torch.manual_seed(3)
+    save_for_hf(timm.create_model("test_vit.r160_in1k"), repository / "snapshots" / COMMIT, safe_serialization=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    chosen = (
+        "model@task.vit=dino_vits8",
+        "task.vit.path=hf-hub:someone/vit",
+        "task.vit.model=null",
+        "task.vit.layer=5",
+    )
+    arguments = [IT, "hydra.mode=RUN", "method=diffuseit_image", *chosen, *FEW, f"paths.outputs={tmp_path}"]
+    code, said = finish(arguments, tmp_path / "log", Cache(tmp_path / "hub"))
+    assert code == 0, said
+    (record,) = tmp_path.glob("pets_diffuseit/*/run.json")
+    assert json.loads(record.read_bytes())["weights"]["vit"] == f"hf-hub:someone/vit@{COMMIT}"
+    code, said = finish([*arguments, "task.vit.path=hf-hub:someone/other"], tmp_path / "log", Cache(tmp_path / "hub"))
+    assert code == 2
+    assert "error: someone/other is no file or folder here, and the Hugging Face hub has no such repository" in said
 
 
 def own_list(tmp_path, cell="b.png"):

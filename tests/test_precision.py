@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ T = torch.tensor([1, 500])
 def network():
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 3, 3, padding=1)
-    return conv, lambda xt, t: conv(xt)
+    return conv, lambda conv, xt, t: conv(xt)
 
 
 def test_autocast_is_what_it_says():
@@ -62,7 +63,7 @@ def test_a_pets_network_in_bfloat16_is_close_and_its_exact_network_is_float32s()
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
 def test_compiled_networks_compute_the_same_for_every_batch_size():
     conv, call = network()
-    evaluation = for_inference(conv, lambda xt, t: nn.functional.silu(call(xt, t)), "cpu", compile_mode="default")
+    evaluation = for_inference(conv, lambda *given: nn.functional.silu(call(*given)), "cpu", compile_mode="default")
     first = evaluation(X, T)
     kept = first.clone()
     for x, t in ((X, T), (X[:1], T[:1]), (X.repeat(3, 1, 1, 1), T.repeat(3))):
@@ -78,7 +79,8 @@ def test_unknown_precision_modes(mode):
 
 def test_a_denoiser_of_a_plain_network_is_exact_already():
     conv, call = network()
-    denoiser = NetworkDenoiser(Evaluation(call, None), DiffusionSchedule(alpha_bar_from_betas(linear_betas())))
+    evaluation = Evaluation(partial(call, conv), None, conv, call)
+    denoiser = NetworkDenoiser(evaluation, DiffusionSchedule(alpha_bar_from_betas(linear_betas())))
     assert torch.equal(exact(denoiser)(X, denoiser.schedule.at(500)).eps, conv(X))
 
 

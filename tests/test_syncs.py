@@ -13,13 +13,23 @@ from cyclediff.diffusion.denoiser import GuidedDenoiser, NetworkDenoiser
 from cyclediff.diffusion.prompt import Prompt
 from cyclediff.models.text_to_image import caller
 from cyclediff.pets.networks import PetsUNet
-from scripts.benchmark_syncs import CUDA, DeviceNoise, made_up_gpu, to_made_up
+from scripts.benchmark_syncs import CUDA, made_up_gpu, to_made_up
 
-from .test_contract import FILES, FLOW, SCHEDULE, SIDES, make
+from .test_contract import FILES, FLOW, SCHEDULE, make
 
 PETS_TEXT = Path(cyclediff.pets.__file__).parent / "weights" / "text_to_image" / "unet"
 PROMPT = Prompt("a cat", (0, 1, 2, 3), ((0, 0), (0, 1), (2, 5), (0, 0)))
 GUIDED = ("egsde", "egsde_dagger", "diffuseit", "splice", "cut", "fastcut")  # their networks are not on the device
+
+
+class DeviceNoise:
+    """Noise that is drawn where it is needed."""
+
+    def randn_like(self, x):
+        return torch.randn_like(x)
+
+    def rows(self, start, stop):
+        return self
 
 
 def test_what_is_counted():
@@ -51,7 +61,8 @@ def test_a_method_waits_and_copies_at_most_a_few_times(file):
         if "none" in method.conditions:
             return NetworkDenoiser(network, SCHEDULE)
         context, empty = torch.zeros(2, 4, 1, device=CUDA), torch.zeros(1, 4, 1, device=CUDA)
-        return GuidedDenoiser(network, SCHEDULE, "epsilon", context, empty, (1.0 if side == "source" else 3.0,) * 2, (PROMPT,) * 2, "one")
+        scales = (1.0 if side == "source" else 3.0,) * 2
+        return GuidedDenoiser(network, SCHEDULE, "epsilon", context, empty, scales, (PROMPT,) * 2, "one")
 
     with made_up_gpu() as counts:
         x0 = torch.randn(2, 3, 16, 16, device=CUDA)

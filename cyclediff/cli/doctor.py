@@ -21,13 +21,12 @@ from rich.table import Table
 
 from cyclediff.data.assets import locate
 from cyclediff.runtime.record import PACKAGES
-from cyclediff.studies.requirements import HUB_LOADERS, NO_FOLDER, MethodFile, method_files
+from cyclediff.studies.requirements import NO_FOLDER, MethodFile, method_files, repository_of
 from eval import terminal
 
 MORE_PACKAGES = ("transformers", "open_clip_torch", "wandb")
 KEYS = {"source_model": "source", "target_model": "target", "ranking_clip": "ranking"}  # of a task → part
 SCORES = {"features": "features", "scorer": "clip"}  # part → key of a protocol
-SIZES = {"B": "base", "L": "large"}  # letters of OpenAI's ViT-B-32 and ViT-L-14 → the hub's names
 
 
 @dataclass(frozen=True)
@@ -228,12 +227,7 @@ def _weights(cfg: DictConfig) -> dict[str, tuple[Path, str | None]]:
 
 def _repository(node: Any) -> str | None:
     """The hub's repository of a node whose path is no file."""
-    if locate(node.path).exists():
-        return None
-    if node.path == "openai":
-        _, size, patch, *_ = node.model.split("-")
-        return f"timm/vit_{SIZES[size]}_patch{patch}_clip_224.openai"
-    return node.path if str(node.get("_target_")).endswith(HUB_LOADERS) else None
+    return None if locate(node.path).exists() else repository_of(node)
 
 
 def _in_hub_cache(repository: str) -> bool:

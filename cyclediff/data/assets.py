@@ -155,8 +155,9 @@ def fingerprint(path: Path, assets: dict[str, Asset], cache: Path) -> str:
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         known, asset = cached_sha256(files, cache), assets.get(path.name)
-        for file in files if asset else ():
-            _require_pinned(file, known[file], asset.pins.get(file.relative_to(path).as_posix()))
+        pins = asset.pins if asset else {}
+        for file in files:
+            _require_pinned(file, known[file], pins.get(file.relative_to(path).as_posix()))
         names = "".join(f"{file.relative_to(path).as_posix()}{known[file]}" for file in files)
         return hashlib.sha256(names.encode()).hexdigest()
     digest, asset = cached_sha256([path], cache)[path], assets.get(path.name)

@@ -2,7 +2,7 @@
 
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,19 @@ def is_torchscript(path: Path) -> bool:
 
 
 def carries_mark(path: Path) -> bool:
-    """Whether a file of weights, or the UNet of a diffusers folder, carries the mark; hub ids are not looked into."""
-    files = sorted(path.glob("unet/*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
-    return any(is_random(state.values()) for file in files for state in read_checkpoint(file).values())
+    """Whether a file of weights, the UNet of a diffusers folder, or a file of a folder of CLIPs carries the mark.
+
+    Hub ids are not looked into.
+    """
+    folder = [*sorted(path.glob("unet/*.safetensors")), *sorted(path.glob("*.pt"))]
+    files = folder if path.is_dir() else [path] if path.is_file() else []
+    return any(is_random(state.values()) for file in files for state in _states(file))
+
+
+def _states(file: Path) -> Iterable[StateDict]:
+    if is_torchscript(file):
+        return [torch.jit.load(file, map_location="cpu").state_dict()]  # the program does not run
+    return read_checkpoint(file).values()
 
 
 def _load(path: Path, suffix: str) -> Any:

@@ -1,11 +1,12 @@
 """Published checkpoints → models: their weights in diffusers networks. Each is loaded once per process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
 from cyclediff.diffusion.denoiser import LearnedVarianceDenoiser, NetworkDenoiser
@@ -13,10 +14,10 @@ from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas
 from cyclediff.errors import UserError
 from cyclediff.models import adm, ddpm
 from cyclediff.models.adm import AttentionOrder
-from cyclediff.models.checkpoint import read_checkpoint
+from cyclediff.models.checkpoint import StateDict, read_checkpoint
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
-from cyclediff.models.inference import for_inference
+from cyclediff.models.inference import for_inference, sample_of
 from cyclediff.models.parts import (
     Repository,
     load_config,
@@ -29,7 +30,7 @@ from cyclediff.models.parts import (
 from cyclediff.models.pixel import PixelModel
 from cyclediff.models.scheduler import read_scheduler
 from cyclediff.models.state_dicts import choose
-from cyclediff.models.weights import load_converted, wanted_shapes
+from cyclediff.models.weights import Names, load_converted, wanted_shapes
 
 PIXEL_PIPELINES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
 Shape = tuple[tuple[str, Any], ...]  # arguments of a builder, hashable
@@ -84,8 +85,9 @@ def _load_adm(
     channels = 6 if learn_sigma else 3
     with torch.device("meta"):
         unet = adm.build(out_channels=channels, **shape)
-    names = adm.names(unet.config, unet.state_dict())
-    state = choose(read_checkpoint(Path(path)), wanted_shapes(unet, names), *which, path)
+    found = read_checkpoint(Path(path))
+    names = _names_in(found, unet, adm.names(unet.config, unet.state_dict()))
+    state = choose(found, wanted_shapes(unet, names), *which, path)
     last = state.get("out.2.weight")
     if last is not None and "input_blocks.0.0.weight" in state and last.shape[0] != channels:
         raise UserError(
@@ -95,7 +97,7 @@ def _load_adm(
     split = partial(adm.split_qkv, head_channels=shape["num_head_channels"], order=order)
     load_converted(unet, state, names, path, split)
     kind = LearnedVarianceDenoiser if learn_sigma else NetworkDenoiser
-    network = for_inference(unet, lambda xt, t: unet(xt, t).sample, *execution)
+    network = for_inference(unet, sample_of, *execution)
     return PixelModel(kind(network, levels), shape["image_size"], 2 ** (len(shape["channel_mult"]) - 1))
 
 
@@ -135,9 +137,10 @@ def _load_ddpm(path: str, schedule: Schedule, which: Which, execution: Execution
     shape, levels = dict(frozen), _schedule(*schedule)
     with torch.device("meta"):
         unet = ddpm.build(**shape)
-    names = ddpm.names(len(shape["ch_mult"]), unet.state_dict())
-    load_converted(unet, choose(read_checkpoint(Path(path)), wanted_shapes(unet, names), *which, path), names, path)
-    network = for_inference(unet, lambda xt, t: unet(xt, t).sample, *execution)
+    found = read_checkpoint(Path(path))
+    names = _names_in(found, unet, ddpm.names(len(shape["ch_mult"]), unet.state_dict()))
+    load_converted(unet, choose(found, wanted_shapes(unet, names), *which, path), names, path)
+    network = for_inference(unet, sample_of, *execution)
     return PixelModel(NetworkDenoiser(network, levels), shape["image_size"], 2 ** (len(shape["ch_mult"]) - 1))
 
 
@@ -176,7 +179,7 @@ def _load_classifier(
     state = choose(read_checkpoint(Path(path)), wanted_shapes(network, names), *which, path)
     split = partial(adm.split_qkv, head_channels=shape["num_head_channels"], order=order)
     load_converted(network, state, names, path, split)
-    return for_inference(network, network.features, device)
+    return for_inference(network, DomainClassifier.features, device)
 
 
 @cache
@@ -201,7 +204,6 @@ def load_diffusers(
     Raises:
         UserError: if it is not there, is another kind of network, or its weights do not fit its configuration.
     """
-    from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     repository = Repository(path, revision, variant)
@@ -228,7 +230,7 @@ def load_diffusers(
             )
         if learned and scheduler.get("variance_type") == "learned":
             raise UserError(f"{path} predicts a variance of the type learned; the models here know learned_range only")
-        network = for_inference(unet, lambda xt, t: unet(xt, t).sample, device, dtype, compile_mode)
+        network = for_inference(unet, sample_of, device, dtype, compile_mode)
         side = 2 ** (len(unet.config.block_out_channels) - 1)
         plain = NetworkDenoiser(network, training.schedule, training.parametrization)
         model = PixelModel(LearnedVarianceDenoiser(network, training.schedule) if learned else plain, size, side)
@@ -262,6 +264,12 @@ def _layout(repository: Repository, network: Any) -> tuple[str, str]:
     except OSError:
         return "", ""
     return nested
+
+
+def _names_in(found: Mapping[str, StateDict], unet: UNet2DModel, official: Names) -> Names:
+    """The official names or, where a file holds the network's own, as study=train writes it, these."""
+    own = {key: (key,) for key in unet.state_dict()}
+    return own if found.get("", {}).keys() == own.keys() else official
 
 
 def _frozen(shape: dict[str, Any]) -> Shape:

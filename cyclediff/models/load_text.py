@@ -189,8 +189,8 @@ def _require_tokenizer(tokenizer: Any, length: int, positions: int, words: int, 
         raise UserError(f"{where} gives several words one number; get its files again")
     if length > positions or max(numbers) >= words:
         raise UserError(
-            f"{where} makes up to {length} tokens of {max(numbers) + 1} kinds, and the text encoder reads {positions} of "
-            f"{words}; get the tokenizer that belongs to it"
+            f"{where} makes up to {length} tokens of {max(numbers) + 1} kinds, and the text encoder reads {positions} "
+            f"of {words}; get the tokenizer that belongs to it"
         )
     model: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     lost = _never_made(model, tokenizer.get_added_vocab()) if model["type"] == "BPE" else words - len(numbers)

@@ -1,6 +1,7 @@
 """One part of a folder or hub repository in diffusers' layout: a network that fits its file, or a sentence."""
 
 import inspect
+import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -120,7 +121,7 @@ def quietly() -> Iterator[None]:
     libraries = diffusers_logging, transformers_logging
     levels = [library.get_verbosity() for library in libraries]
     bars = [library.is_progress_bar_enabled() for library in libraries]
-    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # its errors are raised, too
+    diffusers_logging.set_verbosity(logging.CRITICAL)  # its errors are raised, too
     transformers_logging.set_verbosity_error()
     for library in libraries:
         library.disable_progress_bar()

@@ -95,7 +95,7 @@ def load(path: str, device: str = "cpu", dtype: str = "float32", compile_mode: s
     """
     network = PetsUNet()
     load_weights(network, load_file(path), path)
-    evaluation = for_inference(network, network, device, dtype, compile_mode)
+    evaluation = for_inference(network, PetsUNet.__call__, device, dtype, compile_mode)
     denoiser = X0Denoiser(evaluation, DiffusionSchedule(alpha_bar_from_betas(linear_betas())), X0_ERROR)
     return PixelModel(denoiser, SIZE, multiple=4 * PATCH)  # the patch network halves twice
 

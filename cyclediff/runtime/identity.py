@@ -24,6 +24,7 @@ CANNOT_CHANGE = {  # pattern of settings → why they can change neither artifac
     "protocol.celeba_hq.*": "as data.*",
     "task.settings.*": "they reach a method as method.*",
     "task.generators.*": "as *.path",
+    "task.tuned.*": "as *.path",
     "task.train_*": "study=train reads them as study.*, and no other study reads them",
     "method.training.*": "study=train alone reads them; its identity adds them. Trained weights have a sha256",
     "study.source": "as data.*",

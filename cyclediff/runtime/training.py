@@ -41,8 +41,8 @@ class Training:
         clip: largest norm of an optimiser's gradient; None for any.
         checkpoint_every: steps between checkpoints.
         row_every: steps between rows of the history.
-        sample: (steps made, copies of the networks in eval mode, averaged where they are) → None. It is called in the
-            first process, and must not draw from `generators`.
+        sample: (steps made, copies of the networks in eval mode, averaged where they are) → None. All processes call it,
+            with equal networks, and the first one should write. It must not draw from `generators`.
         sample_every: steps between calls of `sample`; it is also called after the last step.
     """
 
@@ -169,7 +169,7 @@ class _Trainer:
     def _sample(self, sample: Callable[[int, Mapping[str, nn.Module]], None]) -> None:
         copies = {key: copy.deepcopy(network).eval() for key, network in self._networks().items()}
         with torch.random.fork_rng():
-            distributed.from_first(lambda: sample(self.step, copies))
+            sample(self.step, copies)
 
     def _networks(self) -> dict[str, nn.Module]:
         return {key: self.averages[key].module if key in self.averages else n for key, n in self.how.networks.items()}

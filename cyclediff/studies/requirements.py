@@ -16,6 +16,9 @@ from cyclediff.pets.styles import STYLES
 NOISE = "noise"  # as a data source: samples start from it
 NO_FOLDER = (PETS, STYLES, NOISE)  # data that is made
 HUB_LOADERS = ("load_diffusers", "load_text_to_image")  # loaders that also take the id of a repository of the hub
+HUB = "hf-hub:"  # before such an id, for load_vit and CLIPs
+OPENAI = "openai"  # as the path of a CLIP: the hub's copy of OpenAI's
+SIZES = {"B": "base", "L": "large"}  # letters of OpenAI's ViT-B-32 and ViT-L-14 → the hub's names
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def require_items(cfg: DictConfig, items: Sequence[str], study: str) -> None:
             ("image", True): "pets",
             ("image", False): "cyclediffusion or egsde",
             ("texts", True): "pets_edit",
-            ("texts", False): "zero_shot or pie_bench",
+            ("texts", False): "zero_shot, pie_bench or emu_edit",
         }[items[-1], cfg.task.synthetic]
         raise UserError(f"protocol {cfg.protocol.name} does not score task {cfg.task.name}; choose protocol={fitting}")
 
@@ -118,9 +121,20 @@ def find_weights(nodes: Mapping[str, Any]) -> dict[str, Weights]:
         path = locate(node.path) if node.path else None
         if path is not None and path.exists():
             found[part] = Weights(path)
-        elif path is not None and str(node.get("_target_")).endswith(HUB_LOADERS):
-            found[part] = Weights(Path(node.path), commit_of(str(node.path)))
+        elif path is not None and (repository := repository_of(node)):
+            found[part] = Weights(Path(node.path), commit_of(repository))
     return found
+
+
+def repository_of(node: Any) -> str | None:
+    """The id of the hub's repository that a network's path may name, if it is no file or folder here."""
+    path, loader = str(node.path), str(node.get("_target_"))
+    if path == OPENAI and loader.endswith("open_clip_scorer"):
+        _, size, patch, *_ = node.model.split("-")
+        return f"timm/vit_{SIZES[size]}_patch{patch}_clip_224.openai"
+    if loader.endswith(("load_vit", "open_clip_scorer")):
+        return path.removeprefix(HUB) if path.startswith(HUB) else None
+    return path if loader.endswith(HUB_LOADERS) else None
 
 
 def fingerprints(weights: Mapping[str, Weights], assets: dict[str, Asset], cache: Path) -> dict[str, str]:
@@ -172,13 +186,15 @@ def require_files(
     paths = {part: locate(node.path) for part, node in nodes.items() if node.path}
     own = [folder for part in ("source", "reference") if (folder := cfg.data[part]) == cfg.task[part]]
     folders = [locate(folder) for folder in own if folder and folder not in NO_FOLDER]
-    hub = {part for part in paths if str(nodes[part].get("_target_")).endswith(HUB_LOADERS)}
+    hub = {part for part in paths if repository_of(nodes[part])}
     used = [paths[part] for part in parts if part in paths and part not in hub]
     if all(path.exists() for path in [*folders, *used]):
         return
     here = {part for part, path in paths.items() if path.exists()} | hub
     able = [
-        name for name, file in method_files(config_dirs).items() if file.needs <= here and "none" in file.conditions
+        name
+        for name, file in method_files(config_dirs).items()
+        if file.needs <= here and "none" in file.conditions and "none" in cfg.method.conditions
     ]
     hint = f"{instead}   (pets, the synthetic benchmark: all of this without a download)"
     if able and {"features"} & paths.keys() <= here and all(folder.exists() for folder in folders):

@@ -150,7 +150,7 @@ class Train:
         def sample(step: int, networks: "Mapping[str, nn.Module]") -> None:
             network = rounded(networks[self.recipe.kept], cfg.study.weights)
             sheet, scores = self._snapshot(networks, execution.batch_size)
-            self.snapshots.add(step, sheet, scores, network, cfg.study.weights)
+            distributed.from_first(lambda: self.snapshots.add(step, sheet, scores, network, cfg.study.weights))
 
         code = code_digest(cfg.method._target_.rpartition(".")[0])
         distributed.from_first(lambda: self.snapshots.require_code(code, cfg.allow_code_change))
@@ -196,8 +196,12 @@ class Train:
             images = from_uint8(self.sources.read(ids, self.device).to(self.device))
             made.append(to_uint8(self.recipe.translate(networks, images), ids).cpu())
         pictures, folder = torch.cat(made), self.snapshots.pictures
-        for item, picture in zip(source.ids, pictures, strict=True):
-            write_png(to_pil(picture), folder / f"{item}.png")
+
+        def write() -> None:
+            for item, picture in zip(source.ids, pictures, strict=True):
+                write_png(to_pil(picture), folder / f"{item}.png")
+
+        distributed.from_first(write)  # scoring is shared by all processes
         scored = scoring.score_pictures(folder, self.sources, self.protocol, self.context.cache, {})
         shown = torch.stack((self.sources.read(source.ids[:SHOWN], torch.device("cpu")), pictures[:SHOWN]))
         return shown.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2), scored.metrics

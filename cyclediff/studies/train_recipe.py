@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from cyclediff.runtime.training import Training
 
-RECIPES = {"baselines.cut.CUT": "cyclediff.studies.train_cut.CutRecipe"}  # class of a method → how it is trained
+RECIPES = {  # class of a method → how it is trained
+    "baselines.cut.CUT": "cyclediff.studies.train_cut.CutRecipe",
+    "baselines.diffusionclip.DiffusionCLIP": "cyclediff.studies.train_diffusionclip.DiffusionCLIPRecipe",
+}
 
 
 class Recipe(Protocol):

@@ -1,14 +1,17 @@
-"""Folders of networks on pixels in diffusers' layout: loaded as strictly as those of text-to-image models."""
+"""Folders of networks on pixels, and of latent diffusion: loaded as strictly as Stable Diffusion's."""
 
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from cyclediff.errors import UserError
+from cyclediff.models import load_text
 from cyclediff.models.load import load_diffusers
+from cyclediff.models.load_text import load_text_to_image
 
-from .test_strict_loading import SCHEDULER, configure, rewrite, with_nan, without
+from .test_strict_loading import SCHEDULER, configure, rewrite, shard, with_nan, without
 from .test_untrusted_input import sentence
+from .tiny_sd import latent_diffusion, stable_diffusion
 
 
 def _pixel(path, **more):
@@ -63,3 +66,28 @@ def test_a_variance_of_another_type(tmp_path):
         load_diffusers(str(folder))
     configure(folder, SCHEDULER, variance_type="learned_range")
     assert load_diffusers(str(folder)).size == 16
+
+
+def test_latent_diffusion_is_as_strict(tmp_path):
+    folder = latent_diffusion(tmp_path / "ldm")
+    rewrite(folder, "bert", without("to_logits.bias"))
+    with pytest.raises(UserError, match=r"ldm/bert do not fit its config.json: 1 missing \(to_logits.bias\)"):
+        load_text_to_image(str(folder))
+
+
+def test_a_vocabulary_that_was_cut(tmp_path):
+    folder = latent_diffusion(tmp_path / "ldm")
+    assert load_text_to_image(str(folder)).size == 32
+    (folder / "tokenizer/tokenizer.json").unlink(missing_ok=True)
+    (folder / "tokenizer/vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\ncat\ndog\n")
+    load_text._LOADED.clear()
+    with pytest.raises(UserError, match="ldm/tokenizer never makes 5 of the text encoder's 13 tokens; get its files"):
+        load_text_to_image(str(folder))
+
+
+def test_loading_shards_prints_nothing(tmp_path, capfd):
+    folder = stable_diffusion(tmp_path / "sd")
+    shard(folder, "unet")
+    capfd.readouterr()
+    load_text_to_image(str(folder))
+    assert capfd.readouterr() == ("", "")
