@@ -56,8 +56,8 @@ class Training:
     lr: float = 2e-6
     growth: float = 1.3
     checkpointing: bool = True
-    source_text: str = ""
-    target_text: str = ""
+    source_text: str | None = None
+    target_text: str | None = None
 
     def __post_init__(self):
         for key, least in {"steps": 2, "images": 1, "iterations": 1}.items():

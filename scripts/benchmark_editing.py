@@ -28,7 +28,8 @@ from transformers import (
 )
 
 from baselines.direct_inversion import DirectInversion
-from cyclediff.attention_control import AttentionControl, install
+from cyclediff.attention_control import AttentionControl
+from cyclediff.attention_layers import install
 from cyclediff.cyclediffusion import CycleDiffusion
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, scaled_linear_betas

@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cyclediff.attention_control import install
+from cyclediff.attention_layers import install
 from cyclediff.cyclediffusion import CycleDiffusion, decode, encode
 from cyclediff.diffusion.denoiser import LearnedVarianceDenoiser
 from cyclediff.diffusion.noise import Noise

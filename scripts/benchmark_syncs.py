@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import cyclediff.pets
-from cyclediff.attention_control import AttentionControl, install
+from cyclediff.attention_control import AttentionControl
+from cyclediff.attention_layers import install
 from cyclediff.diffusion.prompt import Prompt
 from cyclediff.models.text_to_image import caller
 
@@ -107,7 +108,8 @@ def to_made_up(network: nn.Module) -> nn.Module:
 
 def rows_of_syncs(table: Table) -> None:
     """What one evaluation of the text-to-image network of pets asks of a GPU, with attention control."""
-    unet: Any = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(WEIGHTS / "text_to_image" / "unet"))
+    config: Any = UNet2DConditionModel.load_config(WEIGHTS / "text_to_image" / "unet")
+    unet: Any = UNet2DConditionModel.from_config(config)
     install(unet.half())
     words = (0, 1, 2, 3), ((0, 0), (0, 1), (2, 5), (0, 0))
     cat, dog = Prompt("a cat", *words), Prompt("a dog", *words)

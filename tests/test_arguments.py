@@ -26,6 +26,7 @@ WORDS = (  # settings with a few allowed words, or sentences: none of them is a 
     "protocol.lpips.net", "paper.*", "*._target_", "*._convert_", "*.dtype", "*.spacing", "*.variance", "*.schedule",
     "*.attention_order", "*.timesteps", "*.attention.mode", "method.similarity_?",
     "method.source_path", "method.base", "method.masks", "method.guided_by", "method.sampler.kind",
+    "study.weights",
 )  # fmt: skip
 
 NO_TEXT = (  # settings that are null, and otherwise a number, a word or a group

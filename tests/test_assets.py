@@ -319,7 +319,8 @@ def test_mistakes(call, tmp_path):
     assert call("unpack", "pie.zip", "PIE-Bench_v1")[1].endswith("\n1 files in data/PIE-Bench_v1\n")
     error = call("unpack", "pie.zip", "cat2dog")[2]
     assert error == (
-        "error: there is no data set cat2dog; choose one of afhq, afhq_v2, celeba_hq, translate_text, PIE-Bench_v1, emu_edit_test_set\n"
+        "error: there is no data set cat2dog; choose one of afhq, afhq_v2, celeba_hq, translate_text, PIE-Bench_v1, "
+        "emu_edit_test_set\n"
     )
 
 

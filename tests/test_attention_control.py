@@ -5,7 +5,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
-from cyclediff.attention_control import AttentionControl, ControlledAttention, attention_maps, install
+from cyclediff.attention_control import AttentionControl
+from cyclediff.attention_layers import ControlledAttention, attention_maps, install
 from cyclediff.prompt_alignment import equalizer, mixing
 
 from .nets import cases, golden, golden_json
@@ -160,7 +161,7 @@ def test_only_affected_layers_leave_the_fast_path(monkeypatch):
     """Cross attention's maps are computed where an alpha is not 0; self attention is always torch's own."""
     calls = []
     monkeypatch.setattr(
-        "cyclediff.attention_control.attention_maps", lambda *args: calls.append(args) or attention_maps(*args)
+        "cyclediff.attention_layers.attention_maps", lambda *args: calls.append(args) or attention_maps(*args)
     )
     network, x, context = unet(), latents(2), texts(2)
     for settings, count in (({"cross": 0, "self_attention": 1}, 0), ({"cross": 1, "self_attention": 0}, 4)):

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from baselines.direct_inversion import DirectInversion, invert
 from cyclediff import local_blend
-from cyclediff.attention_control import AttentionControl, ControlPlan, install
+from cyclediff.attention_control import AttentionControl, ControlPlan
+from cyclediff.attention_layers import install
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, scaled_linear_betas

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from baselines.ledits_pp import Code, LEDITSpp, edit, encode, spaced_levels
-from cyclediff.attention_control import install
+from cyclediff.attention_layers import install
 from cyclediff.diffusion.denoiser import GuidedDenoiser, prediction_from
 from cyclediff.diffusion.levels import Level
 from cyclediff.diffusion.prompt import Prompt

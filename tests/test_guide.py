@@ -60,7 +60,7 @@ def test_runs_of_all_three(tmp_path):
     assert done.returncode == 0, done.stderr
     folders = {path.parent.name.rpartition("-")[0]: path.parent for path in tmp_path.glob("pets_guidance/*/run.json")}
     assert set(folders) == {"unguided", "guided_by_classifier", "guided_by_clip"}
-    steps, segment = 5, 3  # of the sampler, and those that its backward pass keeps
+    steps, segment = 5, 4  # of the sampler, and 1.5 √5, which its backward pass keeps
     networks = {"unguided": 5, "guided_by_classifier": 3 * (2 * steps - segment) + steps + 3 + 1}
     networks["guided_by_clip"] = 3 * (2 * steps - segment) + steps + (3 + 1) * 2
     for name, folder in folders.items():

@@ -74,7 +74,10 @@ def unused(cfg: DictConfig) -> list[str]:
     """Networks of a task that its method does not evaluate."""
     parts = {part: part for part in ("extractor", "vit", "classifier", "clip", "identity", "generator")}
     parts |= {"source": "source_model", "target": "target_model"}
-    return [f"task.{key}.*" for part, key in parts.items() if key in cfg.task and part not in cfg.method.needs]
+    used = {parts[part] for part in cfg.method.needs}
+    if cfg.study.name == "train":  # from what a training starts
+        used = {"source_model", "clip"} if cfg.method.name == "diffusionclip" else set()
+    return [f"task.{key}.*" for key in parts.values() if key in cfg.task and key not in used]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -84,9 +87,10 @@ def test_every_setting_changes_a_folder_or_is_listed(experiment, monkeypatch):
         cfg = settings_of(experiment, f"method={method}")
         before = hashes(cfg, monkeypatch)
         listed = [*identity.CANNOT_CHANGE, *unused(cfg)]
-        for name in identity.leaves(cfg).keys() - {"study._target_"}:  # it is in the identity, see below
-            if identity.matches(name, listed):
-                continue
+        classes = {"study._target_"} | ({"method._target_"} if cfg.study.name == "train" else set())
+        for name in identity.leaves(cfg).keys() - classes:  # the first is in the identity, see below; the other chooses
+            if identity.matches(name, listed) or (cfg.study.name, name) == ("train", "method._target_"):
+                continue  # study=train refuses a class that has no training
             after = hashes(changed(cfg, name), monkeypatch)
             if not identity.matches(name, identity.SCORING):
                 assert after[0] != before[0], f"{name} leaves the run's folder as it is"

@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("cyclediff", "baselines", "eval")
-OWN_FILES = ("cyclediffusion", "shared_encoding", "similarity", "guidance", "attention_control", "attention_edit")
-OWN_FILES += ("local_blend", "prompt_alignment")
+OWN_FILES = ("cyclediffusion", "shared_encoding", "similarity", "guidance", "local_blend", "prompt_alignment")
+OWN_FILES += ("attention_control", "attention_edit", "attention_layers")
 LAYERS = [  # from top to bottom; a module imports from its own layer and from those below
     {"run"},
     {"cyclediff.cli"},

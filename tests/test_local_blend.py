@@ -9,7 +9,8 @@ from scipy.ndimage import maximum_filter, zoom
 from torch import Tensor
 
 from baselines.direct_inversion import DirectInversion
-from cyclediff.attention_control import AttentionControl, attention_maps, install
+from cyclediff.attention_control import AttentionControl
+from cyclediff.attention_layers import attention_maps, install
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, scaled_linear_betas
 from cyclediff.local_blend import Blending, LocalBlend, StepMaps, masks
@@ -158,7 +159,7 @@ def test_only_layers_that_are_used_leave_the_fast_path(monkeypatch):
     """Outside the windows the network's result is that without an edit, to the last bit."""
     calls = []
     monkeypatch.setattr(
-        "cyclediff.attention_control.attention_maps", lambda *args: calls.append(args) or attention_maps(*args)
+        "cyclediff.attention_layers.attention_maps", lambda *args: calls.append(args) or attention_maps(*args)
     )
     torch.manual_seed(0)
     network = unet().eval()

@@ -8,7 +8,8 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 import cyclediff.pets
-from cyclediff.attention_control import AttentionControl, install
+from cyclediff.attention_control import AttentionControl
+from cyclediff.attention_layers import install
 from cyclediff.diffusion.denoiser import GuidedDenoiser, NetworkDenoiser
 from cyclediff.diffusion.prompt import Prompt
 from cyclediff.models.text_to_image import caller

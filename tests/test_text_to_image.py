@@ -21,7 +21,8 @@ from transformers import CLIPTextModel, CLIPTokenizerFast
 
 from baselines.ddib import DDIB, sample
 from baselines.sdedit import SDEdit
-from cyclediff.attention_control import AttentionControl, install
+from cyclediff.attention_control import AttentionControl
+from cyclediff.attention_layers import install
 from cyclediff.cyclediffusion import CycleDiffusion
 from cyclediff.diffusion.noise import Noise
 from cyclediff.errors import UserError

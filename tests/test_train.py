@@ -195,7 +195,7 @@ def study_of(outputs: Path, *overrides: str) -> Train:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (["method=sdedit"], "sdedit has no training; choose method=cut or fastcut"),
+        (["method=sdedit"], "sdedit has no training; choose method=cut or"),
         (["study.count=1"], "study.count must be a whole number of at least 2; got 1"),
         (["study.source=null"], "study=train needs images of the source domain to train on, and none are known for"),
         (["study.weights=int8"], "study.weights must be float32 or float16; got int8"),

@@ -13,10 +13,14 @@ from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file, save_file
 
 from baselines import diffusionclip
+from cyclediff.data.images import read_batch
 from cyclediff.errors import UserError
 from cyclediff.models import ddpm
 from cyclediff.models.load import load_ddpm
+from cyclediff.pets.captions import Description
+from cyclediff.pets.folders import PETS_SEEDS, prepare_pets
 from cyclediff.pets.networks import load
+from cyclediff.pets.render import sample_factors
 from cyclediff.runtime.record import hash_of
 from cyclediff.runtime.training import train
 from cyclediff.studies.context import Context
@@ -106,7 +110,8 @@ def test_the_result_is_the_target_of_the_method(whole, tmp_path):
 def test_without_a_trained_target_the_dogs_own_model_is_not_taken(tmp_path):
     done = run("method=diffusionclip", *STEPS, f"paths.outputs={tmp_path}")
     assert done.returncode == 2
-    assert "diffusionclip needs a target model, and none is known for pets_cat2dog" in done.stderr
+    assert "diffusionclip needs a target model, and none is known for pets_cat2dog; choose method=" in done.stderr
+    assert "or train one: python run.py hydra.mode=RUN study=train method=diffusionclip" in done.stderr
 
 
 @pytest.mark.parametrize("per_step", [False, True])
@@ -137,6 +142,18 @@ def test_what_decides_it_is_in_its_identity(tmp_path):
     assert folder("task.tuned.diffusionclip=x") == folders[0]  # it starts from the source
 
 
+def test_cats_of_one_colour(tmp_path):
+    """Those that were purple, as a caption says it, are as they were; the background is everybody's own."""
+    cats, purple = (prepare_pets(domain, "source", 40, 64, tmp_path) for domain in ("cat", "purple cat"))
+    assert purple.ids == cats.ids
+    before, after = (read_batch([each.path / f"{i}.png" for i in each.ids]) for each in (cats, purple))
+    factors = sample_factors(40, torch.Generator().manual_seed(PETS_SEEDS["source"]))
+    same = [one.equal(other) for one, other in zip(before, after, strict=True)]
+    assert same == [Description(row, "cat").words()["fur"] == "purple" for row in factors]
+    assert 0 < sum(same) < 40
+    assert before[:, :, 0, 0].equal(after[:, :, 0, 0])
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -150,7 +167,10 @@ def test_what_decides_it_is_in_its_identity(tmp_path):
         (["method.training.lambda_identity=1"], "with the network identity, and task pets_cat2dog has none"),
         (["task.clip.path=null"], "DiffusionCLIP is trained with the network clip, and task pets_cat2dog has none"),
         (["model@task.source_model=diffusers", "task.source_model.path=x"], "reads no such file; choose a source"),
-        (["task.source_model.path=nowhere.safetensors"], "pets_cat2dog needs 1 files and folders; 1 of them are"),
+        (
+            ["task.source_model.path=nowhere.safetensors"],
+            "pets_cat2dog needs 2 files and folders; 1 of them are missing",
+        ),
     ],
 )
 def test_mistakes_are_found_before_the_slow_part(changes, sentence, tmp_path):

@@ -50,7 +50,7 @@ class WhiteBox:
         clip_pixels: the noise of the last step that has some moves a value by at most this many of 255 on average;
             published: 2 with "ddpm", 1 with "ddim". None for no limit.
         checkpointing: whether the backward pass computes most steps again instead of keeping what the network computed
-            in them (arXiv 1604.06174). It keeps as many steps at once as the square root of their number.
+            in them (arXiv 1604.06174). It keeps 1.5 times the square root of their number at once.
     """
 
     denoiser: Denoiser

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-from cyclediff.attention_control import install
+from cyclediff.attention_layers import install
 from cyclediff.diffusion.noise import Noise
 from cyclediff.errors import UserError
 from cyclediff.models.inference import require_known

@@ -24,22 +24,26 @@ def prepare_pets(species: str, split: str, count: int, size: int, cache: Path) -
     """Render animals, once. Equal splits of two species are each other's ground truth, image by image.
 
     Args:
-        species: "cat" or "dog".
+        species: "cat" or "dog"; before it perhaps the fur of all of them, as a caption calls it: "purple cat".
         split: "source" or "reference": disjoint random streams, neither of which a network was trained on.
         count: number of images.
         size: height and width in pixels.
         cache: where prepared folders are kept.
     """
-    name = f"pets-{species}-{split}"
+    *fur, animal = species.split()
+    name = f"pets-{'-'.join([*fur, animal])}-{split}"
     ids = tuple(f"{split}{i:04d}" for i in range(count))
 
     def draw(target: Path) -> None:
         import torch
 
+        from cyclediff.pets.captions import Description
         from cyclediff.pets.render import render, sample_factors
 
         factors = sample_factors(count, torch.Generator().manual_seed(PETS_SEEDS[split]))
-        images = (image for chunk in factors.split(64) for image in to_uint8(render(chunk, species, size)))
+        for word in fur:
+            factors = torch.stack([Description(row, animal).with_word("fur", word).factors for row in factors])
+        images = (image for chunk in factors.split(64) for image in to_uint8(render(chunk, animal, size)))
         for image_id, image in zip(ids, images, strict=True):
             write_png(to_pil(image), target / f"{image_id}.png")
 

@@ -41,8 +41,8 @@ class Training:
         clip: largest norm of an optimiser's gradient; None for any.
         checkpoint_every: steps between checkpoints.
         row_every: steps between rows of the history.
-        sample: (steps made, copies of the networks in eval mode, averaged where they are) → None. All processes call it,
-            with equal networks, and the first one should write. It must not draw from `generators`.
+        sample: (steps made, copies of the networks in eval mode, averaged where they are) → None. All processes call
+            it, with equal networks, and the first should write. It must not draw from `generators`.
         sample_every: steps between calls of `sample`; it is also called after the last step.
     """
 

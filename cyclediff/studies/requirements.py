@@ -160,9 +160,12 @@ def require_network_nodes(
             for name, file in method_files(config_dirs).items()
             if condition in file.conditions and file.needs <= named
         ]
+        way = "name one: model@task.source_model=diffusers task.source_model.path=FOLDER"
+        if "training" in cfg.method:
+            way = f"train one: python run.py hydra.mode=RUN study=train method={cfg.method.name} task={cfg.task.name}"
+        choice = f"choose method={', '.join(able)}, or " if able else ""
         raise UserError(
-            f"{cfg.method.name} needs a {lacking[0]} model, and none is known for {cfg.task.name}; choose "
-            f"method={', '.join(able)}, or name one: model@task.source_model=diffusers task.source_model.path=FOLDER"
+            f"{cfg.method.name} needs a {lacking[0]} model, and none is known for {cfg.task.name}; {choice}{way}"
         )
 
 
