@@ -31,7 +31,7 @@ WORDS = (  # settings with a few allowed words, or sentences: none of them is a 
 
 NO_TEXT = (  # settings that are null, and otherwise a number, a word or a group
     "*.limit", "*.size", "*compile_mode", "tier", "selection", "*attention", "*.weights", "*.blend", "*.cooldown",
-    "*.features", "*.clip", "*.lpips",
+    "*.features", "*.clip", "*.lpips", "*.shorter", "study.sample_every",
 )  # fmt: skip
 
 

@@ -79,7 +79,7 @@ class LeftHalf:
 
     blend = "left"
 
-    def plan(self, sources, targets, length, num_steps):
+    def plan(self, sources, targets, length, num_steps, device):
         owners = []
 
         def at(step, base_rows, edited_rows, pairs):

@@ -15,7 +15,7 @@ from cyclediff.data.folders import Folder
 from cyclediff.errors import UserError
 from cyclediff.runtime import identity
 from cyclediff.runtime.record import hash_of
-from cyclediff.studies import requirements, scoring
+from cyclediff.studies import given, requirements, scoring
 from cyclediff.studies.context import Context, get_class
 from cyclediff.studies.sources import Sources
 
@@ -46,6 +46,8 @@ def hashes(cfg: DictConfig, monkeypatch, sources=SOURCES) -> tuple[str, str]:
     """Of artifacts and of scores, with weights and images that are only names."""
     monkeypatch.setattr(scoring, "_fingerprint", lambda path, context: "sha")
     monkeypatch.setattr(requirements, "fingerprint", lambda path, assets, cache: "sha")
+    monkeypatch.setattr(given, "file_sha256", lambda path: "sha")
+    monkeypatch.setattr(given, "prepare_pets", lambda *arguments: PICTURES)
     study = get_class(cfg.study._target_)(Context(cfg, (str(CONF),), str(CONF)))
     own = getattr(study, "translation", study)
     parts = ["model"] if "model" in cfg.task else list(cfg.method.needs)

@@ -49,7 +49,7 @@ def in_small(folder, *arguments):
 
 
 def test_the_real_experiment_with_small_networks(real, tmp_path):
-    done = in_small(real, "steps=few", f"paths.outputs={tmp_path}")
+    done = in_small(real, "steps=few", f"method={','.join(METHODS)}", f"paths.outputs={tmp_path}")
     assert done.returncode == 0, done.stderr
     folders = sorted(path.parent for path in tmp_path.glob("cat2dog/*/run.json"))
     assert [folder.name.rpartition("-")[0] for folder in folders] == METHODS
@@ -76,7 +76,7 @@ def test_the_real_experiment_with_small_networks(real, tmp_path):
 def test_missing_files_get_one_screen(real, tmp_path):
     done = in_small(real, "paths.checkpoints=nowhere", "method=sdedit", f"paths.outputs={tmp_path}")
     assert done.returncode == 2
-    assert "cat2dog needs 6 files and folders; 4 of them are missing" in done.stderr
+    assert "cat2dog needs 7 files and folders; 5 of them are missing" in done.stderr
     for expected in (
         "nowhere/afhq_dog_4m.pt",
         "sha256 not pinned yet",

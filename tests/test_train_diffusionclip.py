@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from baselines import diffusionclip
 from cyclediff.data.images import read_batch
+from cyclediff.diffusion.denoiser import X0Denoiser
 from cyclediff.errors import UserError
 from cyclediff.models import ddpm
+from cyclediff.models.inference import Evaluation
 from cyclediff.models.load import load_ddpm
 from cyclediff.pets.captions import Description
 from cyclediff.pets.folders import PETS_SEEDS, prepare_pets
@@ -120,7 +122,10 @@ def test_the_loaded_network_is_left_as_it_was(per_step, tmp_path):
     study = study_of(tmp_path, f"method.training.per_step={str(per_step).lower()}")
     study.needs()
     study.items()
-    training, shared = study.recipe.training(CPU), load(str(CATS), "cpu").condition().network.module
+    training, denoiser = study.recipe.training(CPU), load(str(CATS), "cpu").condition()
+    assert isinstance(denoiser, X0Denoiser)
+    assert isinstance(denoiser.network, Evaluation)
+    shared = denoiser.network.module
     before = {key: value.clone() for key, value in shared.state_dict().items()}
     result = train(training, tmp_path / "training", "t").networks["network"]
     assert not any(parameter.requires_grad for parameter in shared.parameters())

@@ -164,13 +164,13 @@ def test_checkpointing_changes_nothing(steps, variance):
 
 @pytest.mark.parametrize("clamp", [True, False])
 def test_checkpointing_keeps_the_square_root_of_the_steps(clamp):
-    """50 steps: the last 8 are kept, and the first 42 are evaluated once more, to their end."""
+    """50 steps: the last 11 (1.5 √50) are kept, and the first 39 are evaluated once more, to their end."""
     settings = {"white_box_steps": 49, "levels": SCHEDULE.levels(50, "respaced"), "clamp": clamp}
     z = codes(2, 49)
     lean, naive = (gradient_of(white_box(**settings, checkpointing=c), z) for c in (True, False))
     assert lean[0].equal(naive[0])
-    assert lean[1] < 0.2 * naive[1]
-    assert (lean[2], lean[3]) == (50, 92)
+    assert lean[1] < 0.25 * naive[1]
+    assert (lean[2], lean[3]) == (50, 89)
     assert (naive[2], naive[3]) == (50, 50)
 
 

@@ -124,7 +124,7 @@ class DiffusionCLIPRecipe:
         towers, faces = self._load(CLIP, device), self._load(FACES, device) if FACES in self.nodes else None
         if len(towers) != 1:
             raise ValueError(f"DiffusionCLIP is trained with one CLIP; got {len(towers)} in task.{CLIP}.models")
-        direction = diffusionclip.text_direction(embed(towers[0], [(how.source_text, how.target_text)]))
+        direction = diffusionclip.text_direction(embed(towers[0], [(how.source_text or "", how.target_text or "")]))
         losses = diffusionclip.Losses(towers[0], direction, how, faces)
         source: Any = self.model.condition()
         levels = diffusionclip.levels_up_to(source.schedule, method.t0, how.steps)
