@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from cyclediff.attention_layers import attention_maps
 from cyclediff.diffusion.denoiser import NetworkDenoiser
 from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
 from cyclediff.errors import UserError
@@ -123,3 +124,14 @@ def test_a_run_says_how_close_it_is_or_is_refused_before_its_first_image(tmp_pat
     sizes = json.loads((tmp_path / "cache" / "batch_sizes.json").read_bytes())
     assert list(sizes.values()) == [record["batch_size"]]
     assert f"batch size {record['batch_size']} (remembered)" in printed
+
+
+def test_half_precision_keeps_the_softmax_in_float32():
+    """Maps have the type of the queries, and its precision."""
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 2, 16, 8), torch.randn(1, 2, 77, 8)
+    exact = attention_maps(query.bfloat16().double(), key.bfloat16().double())
+    maps = attention_maps(query.bfloat16(), key.bfloat16())
+    assert maps.dtype == torch.bfloat16
+    assert exact.dtype == torch.float64
+    assert (maps.double() - exact).abs().max() < 0.02 * exact.max()

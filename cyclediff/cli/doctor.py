@@ -237,4 +237,6 @@ def _in_hub_cache(repository: str) -> bool:
 
 def _parts_of(method: MethodFile, cfg: DictConfig) -> set[str]:
     parts = {"model", "ranking"} if "model" in cfg.task else set(method.needs)
+    if cfg.study.name == "train":
+        parts -= {"generator", "target"}  # one of them is what it makes
     return parts | {part for part, key in SCORES.items() if cfg.protocol[key]}

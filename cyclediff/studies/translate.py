@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cyclediff.data.assets import file_sha256, locate
 from cyclediff.errors import UserError
@@ -259,5 +259,6 @@ def counted(network: Any, part: str, meter: "Meter") -> Any:
     """
     if isinstance(network, Sequence):
         return [counted(one, part, meter) for one in network]
-    inside = is_dataclass(network) and "network" in {field.name for field in fields(network)}
-    return meter.watch(network, part) if inside else meter.count(network, part)
+    if is_dataclass(network) and "network" in {field.name for field in fields(network)}:
+        return meter.watch(network, part)
+    return meter.count(cast(Any, network), part)
