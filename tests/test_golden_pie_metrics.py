@@ -128,7 +128,7 @@ def test_whole_images(name):
 
 
 def test_the_border_of_ssim_is_that_of_torchmetrics_before_its_change():
-    """The installed torchmetrics has the golden file's other number: the two are told apart."""
+    """The installed torchmetrics has the golden file's other number, so that a test sees which is used."""
     a, b = pair("unrelated")
     values, runs = expected("unrelated")
     outside = ~mask_of(runs, *a.shape[2:])
