@@ -130,6 +130,7 @@ class CUT:
     conditions = frozenset({"none"})
     starts_at = None
     inverts = False
+    reconstructs = None
     takes_region = False
     num_steps = 1
 

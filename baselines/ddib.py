@@ -35,6 +35,7 @@ class DDIB:
     needs = frozenset({"source", "target"})
     starts_at = None
     inverts = False
+    reconstructs = "approximately"  # DDIM inversion
     takes_region = True
 
     @property

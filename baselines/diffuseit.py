@@ -97,6 +97,7 @@ class DiffuseIT:
     conditions = frozenset({"none"})
     starts_at = "t0"
     inverts = False
+    reconstructs = None
     takes_region = False
 
     @property

@@ -91,6 +91,7 @@ class DiffusionCLIP:
     conditions = frozenset({"none"})
     starts_at = None
     inverts = False
+    reconstructs = "approximately"  # DDIM inversion
     takes_region = False
 
     @property

@@ -34,6 +34,7 @@ class DirectInversion:
     conditions = frozenset({"text"})
     starts_at = None
     inverts = False
+    reconstructs = "approximately"  # DDIM inversion: the target is not pinned
     takes_region = True
 
     def __post_init__(self):

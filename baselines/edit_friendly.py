@@ -59,6 +59,11 @@ class EditFriendly:
         return frozenset({"text"} if self.attention else {"none", "text"})
 
     @property
+    def reconstructs(self) -> str | None:
+        """Without the last noise map, up to the last step's prediction."""
+        return "exact" if self.keep_last else "approximately"
+
+    @property
     def num_steps(self) -> int:
         """T."""
         return self.T

@@ -52,6 +52,7 @@ class EGSDE:
     conditions = frozenset({"none"})
     starts_at = "t0"
     inverts = False
+    reconstructs = None
     takes_region = False
 
     @property

@@ -51,6 +51,11 @@ class FlowEdit:
             raise ValueError(f"n_avg must be at least 1; got {self.n_avg}")
 
     @property
+    def reconstructs(self) -> str | None:
+        """Equal networks make no difference; the last n_min steps sample anew."""
+        return None if self.n_min else "exact"
+
+    @property
     def num_steps(self) -> int:
         """T."""
         return self.T

@@ -37,6 +37,7 @@ class ILVR:
     conditions = frozenset({"none"})
     starts_at = None
     inverts = False
+    reconstructs = None
     takes_region = False
 
     @property

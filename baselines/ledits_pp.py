@@ -63,6 +63,7 @@ class LEDITSpp:
     conditions = frozenset({"text"})
     starts_at = "T_es"
     inverts = False
+    neutral_guidance = 0.0  # the scale of a concept, not of classifier-free guidance
     takes_region = True
 
     def __post_init__(self):
@@ -78,6 +79,11 @@ class LEDITSpp:
             raise ValueError(f"queries must be at least 1; got {self.queries}, and 256 is published")
         if self._concept(1.0).warmup >= self.T_es:
             raise ValueError(f"warmup must be below the {self.T_es} steps that are run; got {self.warmup}")
+
+    @property
+    def reconstructs(self) -> str | None:
+        """Without guidance; a last step of first order is not the inversion's."""
+        return "approximately" if self.T_es < self.first_order_below else "exact"
 
     @property
     def num_steps(self) -> int:

@@ -43,6 +43,7 @@ class SDEdit:
     name: str = "sdedit"
     starts_at = "t0"
     inverts = False
+    reconstructs = None
     takes_region = True
 
     @property

@@ -4,8 +4,9 @@ Structure is the self-similarity of a vision transformer's keys, and appearance 
 from a generator that the image's own noise seeds.
 """
 
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from cyclediff.diffusion.vit_losses import FeatureNetwork, cls_distance, self_si
 
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
 FLIPPED, JITTERED, BLURRED = 0.5, 0.5, 0.2  # shares of the crops
+TIMED = 2  # steps of `measure`
 BLUR, SIGMAS = 3, (0.1, 2.0)  # pixels of the kernel, and between which its standard deviation is drawn
 
 
@@ -65,12 +67,37 @@ class Splice:
     given = frozenset({"target_image"})
     starts_at = None
     inverts = False
+    reconstructs = None
     takes_region = False
+    one_by_one = True  # see `measure`
 
     @property
     def num_steps(self) -> int:
         """`steps`, of the optimiser."""
         return self.steps
+
+    def measure(self, image: Tensor) -> tuple[float, int]:
+        """What an image takes, from a few steps on one of its size: seconds, and bytes kept for gradients.
+
+        Args:
+            image: any, (1, 3, h, w) in [-1, 1].
+        """
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        rng = torch.Generator().manual_seed(0)
+        how = replace(self, steps=1 + TIMED)
+        steps = optimise(self.generator(rng).to(image.device), image, image, how, rng)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            next(steps)["total"].item()  # its first step looks at everything, so it needs the most memory
+        began = time.perf_counter()
+        for _ in range(TIMED):
+            next(steps)["total"].item()  # .item() waits for a GPU
+        return (time.perf_counter() - began) / TIMED * self.steps, sum(kept.values())
 
     def __post_init__(self):
         for key, least in {"steps": 1, "entire_every": 1, "warm_up": 0}.items():

@@ -59,6 +59,11 @@ class TransferGrid:
             raise ValueError(f"sigma must be full, or from 0 to 1; got {self.sigma!r}")
 
     @property
+    def reconstructs(self) -> str | None:
+        """With residuals; DDIM inversion without them; else the result is sampled anew."""
+        return "exact" if self.residual else "approximately" if (self.source_path, self.sigma) == ("ddim", 0) else None
+
+    @property
     def num_steps(self) -> int:
         """T."""
         return self.T

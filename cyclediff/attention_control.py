@@ -15,7 +15,7 @@ mapper P, and factors per target token,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cyclediff.attention_edit import AttentionEdit
 from cyclediff.diffusion.prompt import Prompt
-from cyclediff.local_blend import Blending, LocalBlend, local_blend
+from cyclediff.local_blend import LISTED, Blending, LocalBlend, halved, local_blend
 from cyclediff.prompt_alignment import (
     DEFAULT,
     Bounds,
@@ -35,6 +35,8 @@ from cyclediff.prompt_alignment import (
     window,
     window_alphas,
 )
+
+LISTED_WEIGHT = 2  # cure-lab/PnPInversion@07f97f4, run_editing_p2p.py: eq_params of an entry's second blended word
 
 
 class _Rows(NamedTuple):
@@ -60,19 +62,20 @@ class AttentionControl:
         self_attention: part of the steps at which self-attention maps are the source's (self_replace_steps).
         mode: "replace" swaps words; "refine" keeps the maps of the tokens that both prompts have; "auto" is "replace"
             where the prompts have equal numbers of words, else "refine".
-        weights: factors of the maps of words of the target; named as in `positions_of`; a number is a word.
+        weights: factors of the maps of words of the target; named as in `positions_of`; a number is a word. "listed":
+            2 for the target's word of each pair of its own (`Prompt.blended`).
         max_queries: self attention is only replaced in layers with at most this many positions; officially 16², and 32²
             in the notebook of null-text inversion.
         blend: keep the source's latents where its edited words are not, for methods that blend; or a mapping with the
-            settings of `LocalBlend`.
+            settings of `LocalBlend`; or "listed", for the words of each pair of its own.
     """
 
     cross: Bounds | Mapping[str, Bounds] = 0.8
     self_attention: Bounds = 0.4
     mode: Mode = "auto"
-    weights: Mapping[str, float] | None = None
+    weights: Mapping[str, float] | str | None = None
     max_queries: int = 256
-    blend: LocalBlend | Mapping[str, Any] | None = None
+    blend: LocalBlend | Mapping[str, Any] | str | None = None
 
     def __post_init__(self):
         windows = self.cross if isinstance(self.cross, Mapping) else {"": self.cross}
@@ -81,12 +84,32 @@ class AttentionControl:
         window(self.self_attention, "self_attention")
         if self.mode not in ("replace", "refine", "auto"):
             raise ValueError(f"mode must be replace, refine or auto; got {self.mode!r}")
-        require_weights({} if self.weights is None else self.weights)
+        if self.weights not in (None, LISTED):
+            require_weights(self.weights)
         if type(self.max_queries) is not int or self.max_queries < 0:
             raise ValueError(f"max_queries must be a whole number of at least 0; got {self.max_queries}")
-        if self.blend is not None and not isinstance(self.blend, Mapping | LocalBlend):
+        if self.blend is not None and not isinstance(self.blend, Mapping | LocalBlend | str):
             raise ValueError(f"blend must be null or settings such as {{source: cat, target: dog}}; got {self.blend!r}")
         local_blend(self.blend)
+
+    @property
+    def listed(self) -> list[str]:
+        """The settings whose words are those of each pair of its own."""
+        blend = local_blend(self.blend)
+        return ["weights"] * (self.weights == LISTED) + ["blend"] * (blend is not None and blend.listed)
+
+    def at_size(self, trained: int, height: int, width: int) -> "AttentionControl":
+        """The same control of the same layers, for latents of another size; their positions follow it.
+
+        Args:
+            trained: height and width of the latents for which `max_queries` and `blend` are meant.
+            height: of the latents.
+            width: of the latents.
+        """
+        blend = local_blend(self.blend)
+        if blend is not None:
+            blend = replace(blend, stored=max(1, _positions(blend.stored, trained, height, width)))
+        return replace(self, blend=blend, max_queries=_positions(self.max_queries, trained, height, width))
 
     def require_words(self, targets: Sequence[str], sources: Sequence[str] | None = None) -> None:
         """Require that each word of `weights`, `cross` and `blend` is in at least one of the texts of a run.
@@ -101,7 +124,8 @@ class AttentionControl:
         if blend := local_blend(self.blend):
             blend.require_words(targets, sources)
         windows = self.cross if isinstance(self.cross, Mapping) else {}
-        require_words("weights", self.weights or {}, targets)
+        if isinstance(self.weights, Mapping):
+            require_words("weights", self.weights, targets)
         require_words("cross", [word for word in windows if word != DEFAULT], targets)
 
     def plan(
@@ -133,13 +157,26 @@ class AttentionControl:
         return ControlPlan(
             mapper=torch.stack([mapper for mapper, _ in tables]),
             keep=torch.stack([keep for _, keep in tables]),
-            equalizer=torch.stack([equalizer(target, self.weights or {}, length) for target in targets]),
+            equalizer=torch.stack([equalizer(target, self._weights(target), length) for target in targets]),
             alpha=torch.stack([window_alphas(target, self.cross, num_steps, length) for target in targets]),
             self_steps=range(int(num_steps * low), int(num_steps * high)),
             max_queries=self.max_queries,
             blending=blend and blend.begin(sources, targets, length, num_steps, device),
             device=device,
         )
+
+    def _weights(self, target: Prompt) -> Mapping[str, float]:
+        if isinstance(self.weights, str):
+            return {target.blended: LISTED_WEIGHT} if target.blended else {}
+        return self.weights or {}
+
+
+def _positions(limit: int, trained: int, height: int, width: int) -> int:
+    """Of the layer that has at most `limit` positions where latents have the size `trained`; 0 if none has."""
+    for times in range(trained.bit_length() + 1):
+        if halved(trained, times) ** 2 <= limit:
+            return halved(height, times) * halved(width, times)
+    return 0
 
 
 @dataclass(frozen=True, eq=False)

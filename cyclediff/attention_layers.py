@@ -79,6 +79,8 @@ class ControlledAttention:
         return (out + residual if attn.residual_connection else out) / attn.rescale_output_factor
 
     def _of_context(self, attn: Any, context: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.compiler.is_compiling():  # a CUDA graph uses the memory of what would be kept again
+            return _keys_and_values(attn, attn.norm_encoder_hidden_states(context) if attn.norm_cross else context)
         kept = self._kept.get(attn)
         if kept is not None and kept[0] is context and not torch.is_grad_enabled():
             return kept[1:]

@@ -30,7 +30,7 @@ from cyclediff.diffusion.steps import (
     q_sample,
     transitions,
 )
-from cyclediff.shared_encoding import decode_candidates
+from cyclediff.shared_encoding import Pruning, decode_candidates
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,11 @@ class CycleDiffusion:
         return frozenset({"text"} if self.attention else {"none", "text"})
 
     @property
+    def reconstructs(self) -> str | None:
+        """Where the last step is encoded, too; refinement makes another image."""
+        return None if self.refine_steps else "exact" if self.spacing in ("latent", "leading") else "approximately"
+
+    @property
     def num_steps(self) -> int:
         """T."""
         return self.T
@@ -102,10 +107,18 @@ class CycleDiffusion:
         return x
 
     def candidates(
-        self, x0: Tensor, source: Denoiser, target: Denoiser, noise: NoiseSource, candidates: Sequence[tuple[int, int]]
+        self,
+        x0: Tensor,
+        source: Denoiser,
+        target: Denoiser,
+        noise: NoiseSource,
+        candidates: Sequence[tuple[int, int]],
+        pruning: Pruning | None = None,
     ) -> Tensor:
         """Translate latents in many ways, see `decode_candidates`; each candidate has its own T_es, none is refined."""
-        return decode_candidates(x0, source, target, noise, candidates, self.T, self.eta, self.spacing, self.attention)
+        return decode_candidates(
+            x0, source, target, noise, candidates, self.T, self.eta, self.spacing, self.attention, pruning
+        )
 
     def _start(self, model: Denoiser, steps: int) -> Level | None:
         return model.schedule.at(steps - 1) if self.raw_index_start else None

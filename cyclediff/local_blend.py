@@ -20,7 +20,8 @@ from torch import Tensor
 from cyclediff.diffusion.prompt import Prompt
 from cyclediff.prompt_alignment import positions_of, require_words
 
-STORED = 32**2  # the official store has no layer with more positions, and does not count it
+LISTED = "listed"  # a setting that stands for the words that each entry of a list has of its own
+STORED = 32**2  # positions of the largest layer that the official store has; larger ones it does not count
 
 Words = str | Sequence[Any]
 
@@ -40,8 +41,10 @@ class LocalBlend:
         subtract_target: the same of the target prompt.
         subtract_threshold: of those words.
         down: first and one past the last of the cross-attention layers that are used, on the way down; layers with more
-            than 32² positions are not counted. For Stable Diffusion at 512 pixels these are the layers of 16².
+            than `stored` positions are not counted. For Stable Diffusion at 512 pixels these are the layers of 16².
         up: the same on the way up.
+        stored: positions of the largest layers that are counted.
+        listed: the words are those of each pair of its own (`Prompt.blended`), and `source` and `target` have none.
     """
 
     source: Words = ()
@@ -53,14 +56,22 @@ class LocalBlend:
     subtract_threshold: float = 0.3
     down: Sequence[int] = (2, 4)
     up: Sequence[int] = (0, 3)
+    stored: int = STORED
+    listed: bool = False
 
     def __post_init__(self):
-        if not words(self.source) and not words(self.target):
+        if not isinstance(self.listed, bool):
+            raise ValueError(f"blend.listed must be true or false; got {self.listed!r}")
+        if self.listed and (words(self.source) or words(self.target)):
+            raise ValueError("blend takes its words from the list, so it has none of its own; leave out one of the two")
+        if not self.listed and not words(self.source) and not words(self.target):
             raise ValueError("blend needs words: blend={source: cat, target: dog}, or blend=null")
         for name in ("threshold", "start", "subtract_threshold"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 raise ValueError(f"blend.{name} must be at least 0 and less than 1; got {value!r}")
+        if type(self.stored) is not int or self.stored < 1:
+            raise ValueError(f"blend.stored must be a whole number of at least 1; got {self.stored!r}")
         for name in ("down", "up"):
             value = getattr(self, name)
             whole = isinstance(value, list | tuple) and [type(number) for number in value] == [int, int]
@@ -91,19 +102,33 @@ class LocalBlend:
             num_steps: of the sampler.
             device: where the network runs.
         """
-        kinds = (self.source, self.target), (self.subtract_source, self.subtract_target)
-        pairs = list(zip(sources, targets, strict=True))
-        tables = [[[_marks(p, w, length) for p, w in zip(pair, kind, strict=True)] for kind in kinds] for pair in pairs]
-        marks = torch.stack([torch.stack([torch.stack(kind) for kind in table]) for table in tables])
+        subtracted = self.subtract_source, self.subtract_target
+
+        def table(pair: Sequence[Prompt]) -> Tensor:
+            own = [prompt.blended for prompt in pair] if self.listed else (self.source, self.target)
+            return torch.stack(
+                [
+                    torch.stack([_marks(prompt, setting, length) for prompt, setting in zip(pair, kind, strict=True)])
+                    for kind in (own, subtracted)
+                ]
+            )
+
+        marks = torch.stack([table(pair) for pair in zip(sources, targets, strict=True)])
         return Blending(self, marks.to(device), num_steps)
 
 
-def local_blend(settings: LocalBlend | Mapping[str, Any] | None) -> LocalBlend | None:
-    """The settings as they are, or made from a mapping.
+def local_blend(settings: LocalBlend | Mapping[str, Any] | str | None) -> LocalBlend | None:
+    """The settings as they are, or made from a mapping; "listed" stands for the words of each pair of its own.
 
     Raises:
-        ValueError: if the mapping has another key, or a value is out of range.
+        ValueError: if it is another word, the mapping has another key, or a value is out of range.
     """
+    if isinstance(settings, str):
+        if settings != LISTED:
+            raise ValueError(
+                f"blend must be null, {LISTED}, or settings such as {{source: cat, target: dog}}; got {settings!r}"
+            )
+        return LocalBlend(listed=True)
     if not isinstance(settings, Mapping):
         return settings
     known = [field.name for field in fields(LocalBlend)]
@@ -134,17 +159,19 @@ class StepMaps:
         marks: float (e, 2, 2, length): of the words and of those to subtract, in the base row's and the edited row's
             prompt.
         layers: for each part of the network the first and one past the last layer to use.
+        stored: positions of the largest layers that are counted.
     """
 
-    def __init__(self, marks: Tensor, layers: Mapping[str, Sequence[int]]):
+    def __init__(self, marks: Tensor, layers: Mapping[str, Sequence[int]], stored: int = STORED):
         self.marks = marks
         self.layers = layers
+        self.stored = stored
         self.seen: list[tuple[str, int]] = []  # part and number of positions of each layer
         self.taken: list[Tensor] = []
 
     def wants(self, place: str, queries: int) -> bool:
         """Whether the next layer's maps are used; to be asked once a layer, in the order of evaluation."""
-        if queries > STORED:
+        if queries > self.stored:
             return False
         number = sum(seen == place for seen, _ in self.seen)
         self.seen.append((place, queries))
@@ -191,7 +218,8 @@ class Blending:
     def maps(self, pairs: Tensor) -> StepMaps:
         """What takes the maps of the next evaluation, for rows that belong to these pairs, int64 (e,)."""
         self._pairs = pairs
-        self._step = StepMaps(self.marks[pairs], {"down": self.settings.down, "up": self.settings.up})
+        layers = {"down": self.settings.down, "up": self.settings.up}
+        self._step = StepMaps(self.marks[pairs], layers, self.settings.stored)
         return self._step
 
     def blend(self, step: int, xs: Tensor, xt: Tensor) -> Tensor:
@@ -235,10 +263,12 @@ def masks(maps: Tensor, settings: LocalBlend, size: tuple[int, int]) -> tuple[Te
         the words to subtract.
 
     Raises:
-        ValueError: if the positions of a layer are no grid of the latents' proportions.
+        ValueError: if the positions of a layer are not those of the latents, halved and rounded up some times.
     """
-    rows = round((maps.shape[-1] * size[0] / size[1]) ** 0.5)
-    if not rows or maps.shape[-1] % rows:
+    rows, columns = size
+    while rows * columns > max(1, maps.shape[-1]):
+        rows, columns = halved(rows), halved(columns)
+    if rows * columns != maps.shape[-1]:
         raise ValueError(
             f"blend.down and blend.up must choose layers with the proportions of the latents, {size[0]}×{size[1]}; got "
             f"layers of {maps.shape[-1]} positions"
@@ -248,6 +278,11 @@ def masks(maps: Tensor, settings: LocalBlend, size: tuple[int, int]) -> tuple[Te
     kinds = (pooled, settings.threshold), (maps[:, 1], settings.subtract_threshold)
     of_words, subtracted = (_above(F.interpolate(grids, size=size), threshold) for grids, threshold in kinds)
     return of_words, subtracted
+
+
+def halved(side: int, times: int = 1) -> int:
+    """A side of a layer behind some strided convolutions, which round up."""
+    return -(-side >> times)
 
 
 def _above(maps: Tensor, threshold: float) -> Tensor:

@@ -1,7 +1,7 @@
 """What a method is."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -47,6 +47,14 @@ class Method(Protocol):
         ...
 
     @property
+    def reconstructs(self) -> str | None:
+        """Whether it returns x0 where the target is the source: "exact", "approximately" (see `round_trip`), or None.
+
+        Attention control and refinement, which change images by design, count for nothing.
+        """
+        ...
+
+    @property
     def takes_region(self) -> bool:
         """Whether it keeps the source outside the `region` of a text-conditional target."""
         ...
@@ -65,7 +73,13 @@ class InvertingMethod(Method, Protocol):
     """A method that encodes the source, so that several candidates of an edit can share one encoding."""
 
     def candidates(
-        self, x0: Tensor, source: Denoiser, target: Denoiser, noise: NoiseSource, candidates: Sequence[tuple[int, int]]
+        self,
+        x0: Tensor,
+        source: Denoiser,
+        target: Denoiser,
+        noise: NoiseSource,
+        candidates: Sequence[tuple[int, int]],
+        pruning: Any = None,
     ) -> Tensor:
         """Translate each encoding in many ways, see `cyclediff.shared_encoding.decode_candidates`."""
         ...

@@ -80,7 +80,7 @@ def require_words(setting: str, names: Iterable[object], texts: Sequence[str], s
             )
 
 
-def require_weights(weights: Mapping[Any, float]) -> None:
+def require_weights(weights: object) -> None:
     """Require that weights are finite numbers, one for a word.
 
     Raises:

@@ -232,7 +232,7 @@ def _print(scores: Scores, protocol: Protocol, generated: Path) -> None:
         table.add_column(header, justify="left" if header == "metric" else "right")
     table.add_column("protocol", overflow="fold")
     for key, entry in scores.metrics.items():
-        arrow = "↑" if entry["higher_is_better"] else "↓"
+        arrow = {True: "↑", False: "↓", None: ""}[entry["higher_is_better"]]
         shown = "–" if entry["value"] is None else f"{entry['value']:.5g}"
         span = f"{entry['ci95'][0]:.5g} … {entry['ci95'][1]:.5g}" if entry["ci95"] else "–"
         table.add_row(f"{key} {arrow}", shown, span, str(entry["n"]), entry["protocol"])

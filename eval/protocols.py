@@ -9,6 +9,7 @@ from eval.metrics.cmmd import cmmd_features
 from eval.metrics.features import Extractor
 from eval.metrics.inception import CLEAN_FID, PYTORCH_FID, clean_fid, pytorch_fid
 from eval.metrics.lpips import Lpips, Rule, lpips_network
+from eval.metrics.own import OwnMetric
 from eval.metrics.pets import pets_judge
 from eval.metrics.pie_bench import CLEAN, OFFICIAL, PieBench
 from eval.metrics.sets import networks_of
@@ -43,6 +44,9 @@ class Protocol:
         set_features: by network, what those need besides `features`.
         pie: PIE-Bench's rules and their networks; None for other edits.
         emu_edit: features of DINO for Emu Edit's metrics, which then are all; None for others.
+        own: by key, metrics from outside of this project.
+        shape: how images that keep their shape were prepared, for protocol strings: "native-size", "pad512/bilinear";
+            "" for squares, and where it is not known. With it, `size` is None.
     """
 
     name: str
@@ -60,6 +64,8 @@ class Protocol:
     set_features: Mapping[str, Extractor] = field(default_factory=dict)
     pie: PieBench | None = None
     emu_edit: Extractor | None = None
+    own: Mapping[str, OwnMetric] = field(default_factory=dict)
+    shape: str = ""
 
     @property
     def extractors(self) -> dict[str, Extractor]:

@@ -106,15 +106,16 @@ class MetricRecord(TypedDict):
 
     value: None where there is none. ci95: ends of the 95 % interval, or None. n, n_reference: numbers of images.
     protocol: how it was made; numbers of two protocols are not compared. That of another protocol than its record's
-    begins with the name and a colon, see `by_protocol`. header, digits, scale: name of the column, without an arrow;
-    digits after the point; factor of what is shown. unselected: mean over all candidates.
+    begins with the name and a colon, see `by_protocol`. higher_is_better: None where nothing is. header, digits, scale:
+    name of the column, without an arrow; digits after the point; factor of what is shown. unselected: mean over all
+    candidates.
     """
 
     value: float | None
     ci95: Sequence[float] | None
     n: int
     n_reference: int | None
-    higher_is_better: bool
+    higher_is_better: bool | None
     protocol: str
     header: str
     digits: int

@@ -157,6 +157,8 @@ def row_of_tradeoff(table: Table) -> None:
 
 IN_MODULES = {  # part → functions of a module beside this one, imported when they are asked for
     "networks": ("benchmark_networks", "rows_of_forward", "rows_of_cyclediffusion", "rows_of_egsde"),
+    "backbones": ("benchmark_backbones", "rows_of_backbones"),
+    "candidates": ("benchmark_candidates", "rows_of_ranking", "rows_of_noise", "rows_of_pruning"),
     "guidance": ("benchmark_guidance", "rows_of_guidance"),
     "diffuseit": ("benchmark_diffuseit", "rows_of_diffuseit"),
     "training": ("benchmark_training", "rows_of_training"),

@@ -33,7 +33,9 @@ from cyclediff.attention_layers import install
 from cyclediff.cyclediffusion import CycleDiffusion
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, scaled_linear_betas
+from cyclediff.models.backbone import TextEncoder
 from cyclediff.models.load_text import load_text_to_image
+from cyclediff.models.stable_diffusion import BACKBONE
 from cyclediff.models.text_to_image import TextModel, caller
 from cyclediff.studies.candidates import Edits, count_rows, edit, split
 from cyclediff.studies.selection import Grid
@@ -83,7 +85,7 @@ def sd_sized() -> tuple[Any, TextModel]:
     install(own)
     model = TextModel(
         caller(own, torch.float32, torch.channels_last), SCHEDULE, "epsilon", own,
-        vae, tokenizer, text, 77, 256,
+        vae, (TextEncoder(tokenizer, text, 77),), BACKBONE, 256,
     )  # fmt: skip
     return _pipeline(parts), model
 

@@ -118,7 +118,8 @@ def row_of_editing(table: Table, device: str, forms: tuple[Any, TextModel], side
     own: Any = copy.deepcopy(pipeline.unet)
     install(own)
     network = caller(own, torch.bfloat16, torch.contiguous_format)
-    model = replace(model, network=network, text_encoder=pipeline.text_encoder)
+    encoder = replace(model.encoders[0], network=pipeline.text_encoder)
+    model = replace(model, network=network, module=own, encoders=(encoder,))
     texts = [(f"a {word} cat", f"a {word} dog") for word in WORDS]
     count, x0 = len(texts), torch.randn(len(texts), 4, side, side, device=device)
     method = CycleDiffusion(T=steps, T_es=steps, eta=ETA, spacing="latent")

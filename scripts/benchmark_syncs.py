@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 import cyclediff.pets
 from cyclediff.attention_control import AttentionControl
 from cyclediff.attention_layers import install
+from cyclediff.diffusion.conditioning import Conditioning
 from cyclediff.diffusion.prompt import Prompt
 from cyclediff.models.text_to_image import caller
 
@@ -118,6 +119,7 @@ def rows_of_syncs(table: Table) -> None:
         x, t, context = (
             torch.randn(s, device=CUDA) for s in ((4, 4, 16, 16), (4,), (4, 16, unet.config.cross_attention_dim))
         )
+        context = Conditioning(context)
         plan, found = AttentionControl().plan([cat], [dog], 16, 10, CUDA), []
         for step in range(2):
             before = len(counts.crossings), len(counts.waits), counts.operations

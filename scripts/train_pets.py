@@ -40,7 +40,7 @@ SEEDS = {
     "classifier": 44,
     "attributes": 55,
 }  # of data, initialisation and noise; evaluation draws from other seeds
-DDPM_STEPS = 76_000  # ten times those of the first networks
+DDPM_STEPS = 7_000  # half a day on one core of a CPU
 DECAY = 0.2  # share of a DDPM's steps over which its learning rate falls to 0
 FACTOR_NOISE = 0.15  # of the labels of the classifier of attributes; factors span [-1, 1]
 BINS = 50  # of timesteps, for the average error of each

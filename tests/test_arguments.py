@@ -26,12 +26,13 @@ WORDS = (  # settings with a few allowed words, or sentences: none of them is a 
     "protocol.lpips.net", "paper.*", "*._target_", "*._convert_", "*.dtype", "*.spacing", "*.variance", "*.schedule",
     "*.attention_order", "*.timesteps", "*.attention.mode", "method.similarity_?",
     "method.source_path", "method.base", "method.masks", "method.guided_by", "method.sampler.kind",
-    "study.weights",
+    "study.weights", "data.fit", "*.direct_inversion.weights", "*.direct_inversion.blend", "*.attention.weights",
+    "*.attention.blend",
 )  # fmt: skip
 
 NO_TEXT = (  # settings that are null, and otherwise a number, a word or a group
     "*.limit", "*.size", "*compile_mode", "tier", "selection", "*attention", "*.weights", "*.blend", "*.cooldown",
-    "*.features", "*.clip", "*.lpips", "*.shorter", "study.sample_every",
+    "*.features", "*.clip", "*.lpips", "*.shorter", "study.sample_every", "selection.prune",
 )  # fmt: skip
 
 

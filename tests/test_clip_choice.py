@@ -16,6 +16,7 @@ from eval.evaluate import evaluate, main
 from eval.metrics.candidates import candidate_scores
 from eval.metrics.clip import CONFIG, WEIGHTS, changed, open_clip_scorer
 from eval.metrics.features import file_digest
+from eval.metrics.pairwise import psnr, ssim
 from eval.protocols import Protocol
 from eval.records import read_per_image, read_scores
 
@@ -148,7 +149,7 @@ def test_without_any_change_there_is_no_number(folders, capsys):
 def test_of_candidates_without_a_score_the_first_is_taken(folders):
     """Rounding does not choose; and such candidates count in no mean."""
     generated, source = folders
-    scores = candidate_scores(open_clip_scorer(str(SHIPPED)), source, torch.device("cpu"))
+    scores = candidate_scores(open_clip_scorer(str(SHIPPED)), source, torch.device("cpu"), "dclip")
     pictures = torch.stack(
         [torch.from_numpy(np.array(Image.open(p))).permute(2, 0, 1) for p in sorted(generated.iterdir())]
     )
@@ -195,3 +196,19 @@ def test_the_network_of_a_file_is_named_on_the_command_line(folders, tiny, capsy
         assert stopped.value.code == 2
         assert sentence in printed.err
         assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("metric", ["psnr", "ssim"])
+def test_candidates_ranked_without_clip(folders, metric):
+    """The score is the one of the table, and CLIP is not asked."""
+    generated, source = folders
+    stems = sorted(path.stem for path in generated.iterdir())
+    pictures, originals = (
+        torch.stack([torch.from_numpy(np.array(Image.open(folder / f"{s}.png").convert("RGB"))) for s in stems])
+        for folder in (generated, source)
+    )
+    pictures, originals = pictures.permute(0, 3, 1, 2), originals.permute(0, 3, 1, 2)
+    scores = candidate_scores(None, source, torch.device("cpu"), metric)  # type: ignore[arg-type]
+    torch.testing.assert_close(
+        scores(stems, pictures), {metric: {"psnr": psnr, "ssim": ssim}[metric](pictures, originals)}
+    )

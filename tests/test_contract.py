@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
+from cyclediff.diffusion.conditioning import Conditioning
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.prompt import Prompt
@@ -65,13 +66,13 @@ def make(file: Path, task: str = "pets_cat2dog"):
 def prompted(mean: float, n: int) -> GuidedDenoiser:
     """One network under a prompt that says around which mean its data lie."""
     prompt = Prompt("a cat", (0, 1, 2, 3), ((0, 0), (0, 1), (2, 5), (0, 0)))
-    context, empty = torch.full((n, 4, 1), mean), torch.zeros(1, 4, 1)
+    context, empty = Conditioning(torch.full((n, 4, 1), mean)), Conditioning(torch.zeros(1, 4, 1))
     return GuidedDenoiser(prompted_network, SCHEDULE, "epsilon", context, empty, (1.0,) * n, (prompt,) * n, "one")
 
 
 def prompted_network(xt, t, context, edit):
     ab = ALPHA_BAR[t][:, None, None, None].to(xt)
-    mean = context[:, 0, 0][:, None, None, None]
+    mean = context.tokens[:, 0, 0][:, None, None, None]
     return (1 - ab).sqrt() * (xt - ab.sqrt() * mean) / (ab * 0.3**2 + 1 - ab)
 
 

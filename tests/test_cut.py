@@ -1,6 +1,7 @@
 """CUT: official files load strictly and translate, and training learns, in batches, from given random numbers."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -274,3 +275,14 @@ def test_bad_settings(key):
     value, sentence = BAD[key]
     with pytest.raises(ValueError, match=sentence):
         Training(**{key: value})
+
+
+def test_the_shipped_generator_and_a_colour_that_is_added_to_an_image():
+    """Its card says it: instance normalisation removes what is constant, so the colour of a whole image is lost."""
+    generator = load_generator(
+        str(Path(__file__).parents[1] / "cyclediff/pets/weights/cut.safetensors"), width=32, blocks=5
+    )
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) / 2 - 0.5
+    colour = torch.tensor([0.3, -0.1, 0.4])[:, None, None]
+    torch.testing.assert_close(generator(images + colour), generator(images), atol=1e-3, rtol=0)
+    assert (generator(images.flip(-1)) - generator(images)).abs().mean() > 0.05  # but it does see where things are

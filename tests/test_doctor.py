@@ -23,7 +23,7 @@ from cyclediff.studies.requirements import repository_of
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "conf")
-compose = doctor._compose
+compose = doctor.compose_config
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def folders(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "hub_cache", lambda: tmp_path / "hub")
     monkeypatch.setattr(doctor, "_logged_in", lambda: False)
     composed = cache(lambda *overrides: compose(CONFIG, list(overrides)))  # it does not depend on the files
-    monkeypatch.setattr(doctor, "_compose", lambda _, overrides: composed(*overrides))
+    monkeypatch.setattr(doctor, "compose_config", lambda _, overrides: composed(*overrides))
     return [f"paths.{key}={tmp_path / key}" for key in ("outputs", "checkpoints", "data", "cache")]
 
 
@@ -81,7 +81,7 @@ def test_what_doctor_lists_is_what_a_run_asks_for(folders):
     from cyclediff.studies.context import Context
     from cyclediff.studies.translate import Translate
 
-    cfg = doctor._compose(CONFIG, ["experiment=wild2dog", *folders])
+    cfg = doctor.compose_config(CONFIG, ["experiment=wild2dog", *folders])
     with pytest.raises(UserError) as screen:
         Translate(Context(cfg, (CONFIG,), CONFIG)).needs()
     listed = inspect("wild2dog", CONFIG, folders).missing

@@ -35,9 +35,9 @@ def test_a_flow_is_sampled_as_diffusers_scheduler_does(tmp_path, folder, parity)
     ours = sample(x, denoiser, levels)
     theirs = FlowMatchEulerDiscreteScheduler(shift=3.0)
     theirs.set_timesteps(8, sigmas=[1 - i / 8 for i in range(8)])
-    both = torch.cat((denoiser.empty.expand(2, -1, -1), denoiser.context))
+    both = torch.cat((denoiser.empty.tokens.expand(2, -1, -1), denoiser.context.tokens))
     for t in theirs.timesteps:
-        without, under = model.unet(torch.cat((x, x)), t.expand(4), both).sample.chunk(2)
+        without, under = model.module(torch.cat((x, x)), t.expand(4), both).sample.chunk(2)
         x = theirs.step(without + 2.5 * (under - without), t, x, return_dict=False)[0]
     parity("diffusers", "FlowMatchEulerDiscreteScheduler, latents", ours, x)
 

@@ -11,6 +11,7 @@ from diffusers import LCMScheduler
 from safetensors import safe_open
 
 from baselines.ddcm import DDCM
+from cyclediff.diffusion.conditioning import Conditioning
 from cyclediff.diffusion.levels import CLEAN, NOISE, Prediction
 from cyclediff.diffusion.schedule import lcm_timesteps
 from cyclediff.diffusion.steps import mean, posterior_step, transitions
@@ -68,7 +69,7 @@ def sides(case: str):
     for keys in (("src", "gs", "pos"), ("tgt", "gt", "neg")):
         prompt, scale, empty = (config[key] for key in keys)
         one = denoiser([prompt], scale if config["gt"] > 1 else 1.0)
-        made.append(replace(one, empty=data[f"emb.{empty or 'uncond'}"].float()[None]))
+        made.append(replace(one, empty=Conditioning(data[f"emb.{empty or 'uncond'}"].float()[None])))
     return made
 
 

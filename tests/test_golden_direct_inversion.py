@@ -14,6 +14,7 @@ from baselines.direct_inversion import DirectInversion, invert
 from cyclediff import local_blend
 from cyclediff.attention_control import AttentionControl, ControlPlan
 from cyclediff.attention_layers import install
+from cyclediff.diffusion.conditioning import Conditioning
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, scaled_linear_betas
@@ -54,7 +55,8 @@ def sides(case: str, guidance: float | None = None, n: int = 1) -> tuple[GuidedD
         assert list(prompt.ids) == texts[f"{side}_ids"]
         made.append(
             GuidedDenoiser(
-                network(), SCHEDULE, "epsilon", context, empty, (scale,) * n, (prompt,) * n, "golden",
+                network(), SCHEDULE, "epsilon", Conditioning(context), Conditioning(empty), (scale,) * n, (prompt,) * n,
+                "golden",
             )
         )  # fmt: skip
     return made[0], made[1]

@@ -13,15 +13,19 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from safetensors import safe_open
 
 from baselines.flowedit import FlowEdit, flowedit
-from cyclediff.diffusion.denoiser import GuidedDenoiser, NetworkDenoiser
+from cyclediff.diffusion.conditioning import Abilities, Conditioning
+from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.prompt import Prompt
 from cyclediff.diffusion.schedule import FlowSchedule
 from cyclediff.diffusion.steps import q_sample
+from cyclediff.models import flux, sd3
+from cyclediff.models.text_to_image import caller
 
 from .nets import GOLDEN, RecordedNoise, cases, golden, state_of
 
 NAME, CODE = "flow", "FlowEdit"
 SD3, FLUX = ([f"{model}.{case}" for case in "abcd"] for model in ("sd3", "flux"))
+EVALUATE = {"sd3": sd3.evaluate, "flux": flux.evaluate}
 PROMPT = Prompt("a", (0, 1, 2), ((0, 0), (0, 1), (0, 0)))
 
 
@@ -52,42 +56,24 @@ def schedule_of(case: str) -> FlowSchedule:
     return FlowSchedule(math.exp(config["mu"]) if "mu" in config else 3.0)
 
 
-def sd3_denoiser(case: str, side: str) -> GuidedDenoiser:
-    """SD3 under guidance; the last token of a context is the pooled embedding. Each image has its own empty one."""
-    config, data = cases(NAME)[case], golden(NAME)
+def denoiser(case: str, side: str) -> GuidedDenoiser:
+    """The network as models call it. SD3 is guided, each image with its own empty text; FLUX is given the scale."""
+    config, data, model = cases(NAME)[case], golden(NAME), case.split(".")[0]
 
     def embedded(text):
-        pooled = F.pad(data[f"sd3.pooled.{text}"], (0, 2))
-        return torch.cat((data[f"sd3.text.{text}"], pooled[:, None]), dim=1)[: config["B"]]
+        return Conditioning(*(data[f"{model}.{kind}.{text}"][: config["B"]] for kind in ("text", "pooled")))
 
-    def network(x, t, context, edit):
-        return transformer("sd3")(x, context[:, :-1], context[:, -1, :10], t).sample
-
+    context = embedded(side)
+    empty = context if model == "flux" else embedded("neg")
+    network = caller(transformer(model), torch.float32, torch.channels_last, EVALUATE[model])
     return GuidedDenoiser(
-        network, schedule_of(case), "flow", embedded(side), embedded("neg"), (config[side],) * config["B"],
-        (PROMPT,) * config["B"], "sd3",
+        network, schedule_of(case), "flow", context, empty, (config[side],) * config["B"], (PROMPT,) * config["B"],
+        model, abilities=Abilities(attention=False, reads_scale=model == "flux"),
     )  # fmt: skip
 
 
-def flux_denoiser(case: str, side: str) -> NetworkDenoiser:
-    """FLUX, which is given its guidance scale; it works on packed latents."""
-    config, data = cases(NAME)[case], golden(NAME)
-
-    def network(x, t):
-        n = len(x)
-        out = transformer("flux")(
-            packed(x), encoder_hidden_states=data[f"flux.text.{side}"][:n], timestep=t / 1000,
-            pooled_projections=data[f"flux.pooled.{side}"][:n], img_ids=data["flux.img_ids"],
-            txt_ids=data["flux.txt_ids"], guidance=torch.full((n,), config[side]),
-        )  # fmt: skip
-        return unpacked(out.sample)
-
-    return NetworkDenoiser(network, schedule_of(case), "flow")
-
-
 def sides(case: str):
-    make = flux_denoiser if case in FLUX else sd3_denoiser
-    return make(case, "src"), make(case, "tar")
+    return denoiser(case, "src"), denoiser(case, "tar")
 
 
 def image(case: str) -> torch.Tensor:

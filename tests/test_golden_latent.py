@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cyclediff.cyclediffusion import CycleDiffusion, decode, encode
+from cyclediff.diffusion.conditioning import Conditioning
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.prompt import Prompt
 from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, latent_timesteps, scaled_linear_betas
@@ -42,17 +43,18 @@ def network():
 
 def denoiser(texts: list[str], scales) -> GuidedDenoiser:
     embedded = {text: golden(NAME)[f"emb.{text}"].float() for text in {*texts, "uncond"}}
-    context = torch.stack([embedded[text] for text in texts])
+    context = Conditioning(torch.stack([embedded[text] for text in texts]))
+    empty = Conditioning(embedded["uncond"][None])
     prompts = tuple(Prompt(text, (0, 1, 2), ((0, 0), (0, len(text)), (0, 0))) for text in texts)
     scales = (float(scales),) * len(texts) if isinstance(scales, int | float) else tuple(map(float, scales))
-    return GuidedDenoiser(network(), SCHEDULE, "epsilon", context, embedded["uncond"][None], scales, prompts, "golden")
+    return GuidedDenoiser(network(), SCHEDULE, "epsilon", context, empty, scales, prompts, "golden")
 
 
 def test_network(parity):
     data = golden(NAME)
     context = torch.stack([data["emb.src1"], data["emb.tgt1"]])
     context[1] = data["emb.tgt2"]
-    out = network()(data["netcheck.x"].float(), data["netcheck.t"], context.float())
+    out = network()(data["netcheck.x"].float(), data["netcheck.t"], Conditioning(context.float()))
     parity(CODE, "its UNet as a diffusers network", out, data["netcheck.out"], 1e-5)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from baselines.ledits_pp import Code, LEDITSpp, edit, encode, spaced_levels
 from cyclediff.attention_layers import install
+from cyclediff.diffusion.conditioning import Conditioning
 from cyclediff.diffusion.denoiser import GuidedDenoiser, prediction_from
 from cyclediff.diffusion.levels import Level
 from cyclediff.diffusion.prompt import Prompt
@@ -56,8 +57,8 @@ def denoiser(text: str | None, scale: float, n: int) -> GuidedDenoiser:
     ids = range(WORDS.get(text or "", 0) + 2)
     prompts = (Prompt(text or "", tuple(ids), tuple((0, 0) for _ in ids)),) * n
     network = caller(unet(), torch.float32, torch.contiguous_format)
-    context = context[None].expand(n, -1, -1)
-    return GuidedDenoiser(network, SCHEDULE, "epsilon", context, empty[None], (scale,) * n, prompts, "golden")
+    context, empty = Conditioning(context[None].expand(n, -1, -1)), Conditioning(empty[None])
+    return GuidedDenoiser(network, SCHEDULE, "epsilon", context, empty, (scale,) * n, prompts, "golden")
 
 
 def levels_of(case: str) -> list[Level]:

@@ -100,7 +100,7 @@ def test_the_numbers_are_the_judges(tmp_path):
 
 def test_a_chain_continues_where_it_was_stopped(tmp_path):
     """SIGTERM in the middle of a chain: the same command ends with the codes of a chain that was not stopped."""
-    few = [GUIDE, "method=guided_by_classifier", *SMALL[:2], "method.steps=40", "data.limit=1", "hydra.mode=RUN"]
+    few = [GUIDE, "method=guided_by_classifier", *SMALL[:2], "method.steps=20", "data.limit=1", "hydra.mode=RUN"]
     command = [sys.executable, "run.py", *few, f"paths.outputs={tmp_path / 'a'}"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 120
@@ -109,7 +109,7 @@ def test_a_chain_continues_where_it_was_stopped(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert "of 40 updates; the same command continues" in errors
+    assert "of 20 updates; the same command continues" in errors
     for folder in ("a", "b"):
         done = run(*few, f"paths.outputs={tmp_path / folder}")
         assert done.returncode == 0, done.stderr

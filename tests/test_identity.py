@@ -82,7 +82,14 @@ def unused(cfg: DictConfig) -> list[str]:
     return [f"task.{key}.*" for key in parts.values() if key in cfg.task and key not in used]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+ALIKE = (  # the settings and methods of other experiments
+    "wild2dog", "male2female", "pets_inversion", "pets_inversion_flow", "zero_shot_ldm400m", "diffuseit_ffhq",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "experiment", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in EXPERIMENTS]
+)
 def test_every_setting_changes_a_folder_or_is_listed(experiment, monkeypatch):
     seen = 0
     for method in methods_of(experiment):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from baselines.ledits_pp import LEDITSpp, edit, encode, spaced_levels
+from cyclediff.diffusion.conditioning import joined
 from cyclediff.diffusion.levels import NOISE, Level, Prediction
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.schedule import FlowSchedule
@@ -32,7 +33,7 @@ LEVELS = spaced_levels(SCHEDULE, 4, 0.15)
 def mixed(texts, scales):
     """A denoiser with a text and a scale for each image."""
     parts = [denoiser(text, scale, 1) for text, scale in zip(texts, scales, strict=True)]
-    context = torch.cat([part.context for part in parts])
+    context = joined([part.context for part in parts])
     prompts = tuple(part.prompts[0] for part in parts)
     return replace(parts[0], context=context, prompts=prompts, scales=tuple(map(float, scales)), _contexts={})
 

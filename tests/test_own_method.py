@@ -1,12 +1,13 @@
 """A method, and a metric of nothing else, from outside of this repository: CONTRIBUTING's "your own method"."""
 
 import json
-import os
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+from .forking import finish
 
 ROOT = Path(__file__).parents[1]
 METHOD = """
@@ -29,12 +30,20 @@ class Brighter:
 FILE = "_target_: my_methods.Brighter\nname: brighter\nneeds: [target]\nconditions: [none]\namount: 0.5\n"
 
 
-def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, ROOT / "run.py", "--config-dir", tmp_path / "conf", "method=brighter", "data.limit=2",
-         f"paths.outputs={tmp_path / 'out'}", f"paths.cache={tmp_path / 'cache'}", *arguments],
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "code")}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def on_path(folder: Path) -> None:
+    sys.path.insert(0, str(folder))
+
+
+def run(tmp_path: Path) -> tuple[int, str]:
+    """The exit code of a run, and what it prints."""
+    few = [
+        "data.limit=2",
+        "task.reference_count=8",
+        f"paths.outputs={tmp_path / 'out'}",
+        f"paths.cache={tmp_path / 'cache'}",
+    ]
+    arguments = ["--config-dir", str(tmp_path / "conf"), "method=brighter", *few]
+    return finish(arguments, tmp_path / "log.txt", partial(on_path, tmp_path / "code"), ROOT)
 
 
 @pytest.fixture
@@ -46,15 +55,15 @@ def own(tmp_path):
 
 
 def test_a_method_outside_of_the_repository(own):
-    done = run(own)
-    assert done.returncode == 0, done.stderr
-    assert "brighter" in done.stdout
+    code, shown = run(own)
+    assert code == 0, shown
+    assert "brighter" in shown
     (record,) = [json.loads(path.read_bytes()) for path in own.glob("out/*/*/run.json")]
     assert record["costs"]["forwards_per_image"] == 1
     (own / "code" / "my_methods.py").write_text(METHOD.replace("self.amount +", "2 * self.amount +"))
-    changed = run(own)
-    assert changed.returncode == 2
-    assert "the code is now" in changed.stderr  # its module counts as code
+    code, shown = run(own)
+    assert code == 2
+    assert "the code is now" in shown  # its module counts as code
 
 
 @pytest.mark.parametrize(("old", "new", "words"), [
@@ -67,7 +76,7 @@ def test_a_method_outside_of_the_repository(own):
 ])  # fmt: skip
 def test_mistakes(own, old, new, words):
     (own / "conf" / "method" / "brighter.yaml").write_text(FILE.replace(old, new))
-    done = run(own)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert words in done.stderr
+    code, shown = run(own)
+    assert (code, shown.count("\n")) == (2, 1), shown
+    assert words in shown
     assert not list(own.glob("out/*/*/run.json"))

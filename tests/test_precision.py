@@ -1,5 +1,6 @@
 """Networks in 16 bits or compiled: what they compute, and the bound on what that does to images."""
 
+import copy
 import json
 import math
 import shutil
@@ -10,11 +11,15 @@ import torch
 from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from cyclediff.attention_control import AttentionControl
 from cyclediff.attention_layers import attention_maps
+from cyclediff.cyclediffusion import CycleDiffusion
 from cyclediff.diffusion.denoiser import NetworkDenoiser
+from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
 from cyclediff.errors import UserError
 from cyclediff.models.inference import Evaluation, for_inference
+from cyclediff.models.load_text import load_text_to_image
 from cyclediff.pets.networks import load
 from cyclediff.runtime import precision
 from cyclediff.runtime.precision import exact, require_precision
@@ -70,6 +75,24 @@ def test_compiled_networks_compute_the_same_for_every_batch_size():
     for x, t in ((X, T), (X[:1], T[:1]), (X.repeat(3, 1, 1, 1), T.repeat(3))):
         torch.testing.assert_close(evaluation(x, t), evaluation.exact(x, t))
     assert torch.equal(first, kept)  # later evaluations do not write into it
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_a_compiled_text_model_computes_the_same_with_other_prompts_and_with_attention_control():
+    plain = load_text_to_image(str(WEIGHTS / "text_to_image"))
+    compiled = copy.copy(plain).cast("float32", "default")
+    x, level = torch.randn(3, plain.vae.config.latent_channels, 16, 16), plain.schedule.at(400)
+    for words in (["a red cat", "a big dog"], ["a small cat"], ["a cat", "a dog", "a teal dog"]):
+        found = [model.condition(words, 3.0)(x[: len(words)], level).x0 for model in (plain, compiled)]
+        torch.testing.assert_close(*found, atol=1e-4, rtol=0)
+    method = CycleDiffusion(T=3, T_es=3, eta=0.1, spacing="latent", attention=AttentionControl())
+    noise = [Noise(1, ["a"]) for _ in range(2)]
+    edited = [
+        method(x[:1], model.condition(["a red cat"]), model.condition(["a red dog"], 3.0), one)
+        for model, one in zip((plain, compiled), noise, strict=True)
+    ]
+    torch.testing.assert_close(*edited, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("mode", [{"dtype": "float64"}, {"compile_mode": "fastest"}])

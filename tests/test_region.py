@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from baselines.ledits_pp import LEDITSpp
+from cyclediff.diffusion.conditioning import Conditioning
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.schedule import DiffusionSchedule, FlowSchedule, alpha_bar_from_betas, linear_betas
@@ -32,8 +33,8 @@ class Network:
 
     def __call__(self, x, t, context, edit):
         level = self.schedule.at(t[0].item() if self.flow else int(t[0]))
-        self.seen.append((level, x, context[:, 0, 0]))
-        mean = context[:, 0, 0][:, None, None, None] + self.coupling * x.mean((1, 2, 3), keepdim=True)
+        self.seen.append((level, x, context.tokens[:, 0, 0]))
+        mean = context.tokens[:, 0, 0][:, None, None, None] + self.coupling * x.mean((1, 2, 3), keepdim=True)
         apart = (x - level.a * mean) / (level.a**2 * 0.3**2 + level.b**2)
         x0, eps = mean + 0.3**2 * level.a * apart, level.b * apart
         return eps - x0 if self.flow else eps
@@ -41,9 +42,10 @@ class Network:
     def condition(self, prompts, guidance_scale):
         prompts, kind = [prompt_of(text) for text in prompts], "flow" if self.flow else "epsilon"
         means = torch.tensor([0.3 if "cat" in prompt.text else -0.4 for prompt in prompts])
-        context = means[:, None, None].expand(-1, 77, 1).contiguous()
+        context = Conditioning(means[:, None, None].expand(-1, 77, 1).contiguous())
+        empty = Conditioning(torch.zeros(1, 77, 1))
         scales = tuple(map(float, guidance_scale))
-        return GuidedDenoiser(self, self.schedule, kind, context, torch.zeros(1, 77, 1), scales, tuple(prompts), "one")
+        return GuidedDenoiser(self, self.schedule, kind, context, empty, scales, tuple(prompts), "one")
 
 
 def built(name):

@@ -97,3 +97,24 @@ def test_sets_on_pets(tmp_path):
     done = run(*arguments, "protocol.sets=[fidd]")
     assert done.returncode == 2
     assert "protocol.sets must be some of fid, kid, density" in done.stderr
+
+
+def test_direct_inversion_blends_between_the_words_of_each_entry(bench, tmp_path):
+    """By the experiment's own settings; under null it makes other images, and a list without words is refused."""
+    method, few = "method=direct_inversion", ("method.T=4", "protocol.clip=null", "protocol.lpips=null")
+    made: list[Path] = []
+    for settings in ((), ("method.attention.weights=null", "method.attention.blend=null")):
+        done = bench_run(bench, method, *few, *settings)
+        assert done.returncode == 0, done.stdout + done.stderr
+        made += set((bench / "outputs" / "pie_bench_sd14").glob("direct_inversion-*")) - set(made)
+    config = (made[0] / "config.yaml").read_text()
+    assert "weights: listed" in config
+    assert "blend: listed" in config
+    first, second = ((folder / "images" / "000000000000.png").read_bytes() for folder in made)
+    assert first != second
+    (tmp_path / "own.csv").write_text("image,source,target\na.png,a red cat,a blue cat\n")
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    done = bench_run(bench, method, f"data.source={tmp_path / 'own.csv'}")
+    assert done.returncode == 2
+    assert "own names none; give PIE-Bench's mapping_file.json, or method.attention.weights=null" in done.stderr
+    assert "Traceback" not in done.stderr

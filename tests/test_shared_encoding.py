@@ -1,5 +1,6 @@
 """Candidates in batches: equal to one after the other, and never more work than the official code's."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,8 +13,9 @@ from cyclediff.cyclediffusion import CycleDiffusion
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, scaled_linear_betas
 from cyclediff.models.load_text import load_text_to_image
+from cyclediff.shared_encoding import Pruning
 from cyclediff.studies.candidates import Edits, count_rows, edit, split
-from cyclediff.studies.selection import Grid
+from cyclediff.studies.selection import Grid, Prune, grid_for, read_prune
 
 from .tiny_sd import stable_diffusion
 
@@ -149,3 +151,62 @@ def test_candidates_must_be_sorted(model, edits):
 def test_bad_grids(grid, message):
     with pytest.raises(ValueError, match=message):
         Grid(*grid)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_is_kept_does_not_depend_on_what_is_dropped(shared, model, edits):
+    """Candidates that go on equal those of a run that drops none; the dropped ones show what they would become."""
+    region = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    region[:, :, 2:7] = True
+    for some in (edits, replace(edits, region=region)):
+        for units in split(METHOD, GRID, 2, 100, shared):
+            asked = []
+
+            def keep(x0_hat, candidates, asked=asked):
+                asked.append((x0_hat.clone(), list(candidates)))
+                return [i for i in candidates if i % 3]
+
+            whole = edit(METHOD, model, some, GRID, units, shared)
+            found = edit(METHOD, model, some, GRID, units, shared, Pruning([6, 3], keep))
+            lengths = [METHOD.num_steps - candidate.skip for _, candidate in units]
+            assert set(asked[0][1]) == {i for i, length in enumerate(lengths) if length >= 6}
+            dropped = {i for _, candidates in asked for i in candidates if not i % 3}
+            assert dropped
+            for i in range(len(units)):
+                if i not in dropped:
+                    torch.testing.assert_close(found[i], whole[i], atol=2e-5, rtol=0)
+            if some.region is None:
+                estimates, candidates = asked[0]
+                for k, i in enumerate(candidates):
+                    if not i % 3:
+                        assert torch.equal(found[i], estimates[k])
+
+
+def test_pruning_saves_rows():
+    """Of 4 candidates that start together, 2 go on with 4 of 8 steps left, and 2 rows a step are saved for each."""
+    method = CycleDiffusion(T=10, T_es=10, eta=0.1, spacing="latent")
+    grid = Grid(1, (1.0,), (2,), (1.5, 2.0, 3.0, 4.0))
+    whole = count_rows(method, SCHEDULE, grid, 100, False)
+    assert whole == 8 * (1 + 4 * 2)
+    pruned = count_rows(method, SCHEDULE, replace(grid, prune=Prune((0.4,), 0.5)), 100, False)
+    assert whole - pruned == 3 * 2 * 2  # the step before which they are ranked is made for all
+
+
+@pytest.mark.parametrize(("asked", "words"), [
+    ({"at": [0.3]}, "selection.prune must be null or such as"), ({"at": 0.3, "keep": 0.5}, "must be null or such as"),
+    ({"at": [1.5], "keep": 0.5}, "between 0 and 1; got [1.5]"), ({"at": [], "keep": 0.5}, "between 0 and 1; got []"),
+    ({"at": [0.5], "keep": 1.0}, "keep must be between 0 and 1; got 1.0"), ("half", "must be null or such as"),
+])  # fmt: skip
+def test_bad_pruning(asked, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        read_prune(asked)
+
+
+@pytest.mark.parametrize("method", [SDEdit(T=10, t0=10, spacing="latent"), replace(METHOD, attention=CONTROL)])
+def test_methods_that_cannot_drop_candidates(method):
+    with pytest.raises(
+        ValueError, match="drops some of several candidates of cyclediffusion without attention control"
+    ):
+        grid_for(replace(GRID, prune=Prune((0.5,), 0.5)), method)
+    with pytest.raises(ValueError, match="and 1, leave it out"):
+        grid_for(Grid(1, (1.0,), (2,), (3.0,), Prune((0.5,), 0.5)), METHOD)

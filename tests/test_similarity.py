@@ -8,6 +8,7 @@ import torch
 
 from cyclediff.attention_control import AttentionControl
 from cyclediff.cyclediffusion import CycleDiffusion
+from cyclediff.diffusion.conditioning import Conditioning
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.prompt import Prompt
@@ -160,13 +161,20 @@ def test_a_text_model_takes_one_batch_a_step():
 
     def network(xt, t, context, edit):
         calls.append(len(xt))
-        return xt * context.mean((1, 2))[:, None, None, None]
+        return xt * context.tokens.mean((1, 2))[:, None, None, None]
 
     def under(value, count, scale):
         context, prompt = torch.full((count, 4, 2), value).double(), Prompt("a", (0, 1, 2), ((0, 0), (0, 1), (0, 0)))
         empty = torch.zeros(1, 4, 2).double()
         return GuidedDenoiser(
-            network, SCHEDULE, "epsilon", context, empty, (scale,) * count, (prompt,) * count, "one network"
+            network,
+            SCHEDULE,
+            "epsilon",
+            Conditioning(context),
+            Conditioning(empty),
+            (scale,) * count,
+            (prompt,) * count,
+            "one network",
         )
 
     method = CycleDiffusion(T=10, T_es=7, eta=0.1, spacing="latent")

@@ -101,3 +101,11 @@ def test_bad_shapes_of_a_generator():
         SkipNets((4, 4), (4,), (2, 2))
     with pytest.raises(ValueError, match="must be at least 1"):
         SkipNets((4, 0), (4, 4), (2, 2))
+
+
+def test_what_an_image_takes_is_measured():
+    few, many = how(steps=1).measure(STRUCTURE), how(steps=1000).measure(STRUCTURE)
+    large = how(steps=1).measure(STRUCTURE.repeat(1, 1, 4, 4))
+    assert many[0] > 20 * few[0]
+    assert many[1] == few[1] > STRUCTURE.nbytes
+    assert 16 <= large[1] / few[1] <= 256  # maps grow with the pixels, self-similarities with their square

@@ -261,7 +261,7 @@ def test_what_is_wrong_gives_a_sentence(name, folder):
 
 
 def embedded(folder, **more):
-    return load_text_to_image(str(folder), **more).condition(["a cat"]).context
+    return load_text_to_image(str(folder), **more).condition(["a cat"]).context.tokens
 
 
 def shard(folder, part):

@@ -10,6 +10,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 import cyclediff.pets
 from cyclediff.attention_control import AttentionControl
 from cyclediff.attention_layers import install
+from cyclediff.diffusion.conditioning import Conditioning
 from cyclediff.diffusion.denoiser import GuidedDenoiser, NetworkDenoiser
 from cyclediff.diffusion.prompt import Prompt
 from cyclediff.models.text_to_image import caller
@@ -61,7 +62,7 @@ def test_a_method_waits_and_copies_at_most_a_few_times(file):
             return NetworkDenoiser(network, FLOW, "flow")
         if "none" in method.conditions:
             return NetworkDenoiser(network, SCHEDULE)
-        context, empty = torch.zeros(2, 4, 1, device=CUDA), torch.zeros(1, 4, 1, device=CUDA)
+        context, empty = (Conditioning(torch.zeros(n, 4, 1, device=CUDA)) for n in (2, 1))
         scales = (1.0 if side == "source" else 3.0,) * 2
         return GuidedDenoiser(network, SCHEDULE, "epsilon", context, empty, scales, (PROMPT,) * 2, "one")
 
@@ -93,6 +94,7 @@ def test_attention_control_copies_its_tables_once(dtype):
     with made_up_gpu() as counts:
         call = caller(to_made_up(unet), dtype, torch.contiguous_format)
         x, t, context = (torch.randn(s, device=CUDA) for s in ((4, 4, 16, 16), (4,), (4, length, width)))
+        context = Conditioning(context)
         plan.at(0, [2], [3], [0])
         assert len(counts.crossings) <= 8, counts
         counts.crossings.clear()

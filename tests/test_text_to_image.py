@@ -33,6 +33,7 @@ from .nets import RecordedNoise
 from .tiny_sd import latent_diffusion, stable_diffusion
 
 SOURCE, TARGET = "a small ginger cat on a teal background", "a small blue dog on a teal background"
+KONTEXT = '{"_class_name": "FluxKontextPipeline"}'
 SAMPLE = '{"_class_name": "DDIMScheduler", "prediction_type": "sample"}'
 IMAGE = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
@@ -207,7 +208,8 @@ def test_a_cast_model_equals_one_loaded_in_that_type(folder, dtype):
         part.to(memory_format=torch.channels_last)
     install(unet)
     network = caller(unet, kind, torch.channels_last)
-    direct = replace(half, network=network, unet=unet, vae=vae, text_encoder=text, _embedded={})
+    encoder = replace(half.encoders[0], network=text)
+    direct = replace(half, network=network, module=unet, vae=vae, encoders=(encoder,), _embedded={})
 
     def results(model):
         noise = Noise(1, ["a", "b"])
@@ -222,9 +224,10 @@ def test_a_cast_model_is_the_same_networks(tmp_path):
     whole = load_text_to_image(str(stable_diffusion(tmp_path)))
     before = whole.condition([SOURCE])
     half = whole.cast("bfloat16")
-    assert half.unet is whole.unet
+    assert half.module is whole.module
     assert half.vae is whole.vae
-    assert {p.dtype for part in (half.unet, half.vae, half.text_encoder) for p in part.parameters()} == {torch.bfloat16}
+    parts = half.module, half.vae, half.encoders[0].network
+    assert {p.dtype for part in parts for p in part.parameters()} == {torch.bfloat16}
     assert before.network_id == whole.condition([TARGET]).network_id != half.condition([SOURCE]).network_id
     with pytest.raises(UserError, match="got int8"):
         half.cast("int8")
@@ -236,11 +239,11 @@ def test_float32_is_loaded_once_until_it_is_cast(tmp_path):
     assert load_text_to_image(str(folder)) is whole
     half = load_text_to_image(str(folder), dtype="bfloat16")
     assert half is not load_text_to_image(str(folder), dtype="bfloat16")
-    assert half.unet is not whole.unet
+    assert half.module is not whole.module
     whole.cast("bfloat16")
     again = load_text_to_image(str(folder))
     assert again is not whole
-    assert again.unet.dtype == torch.float32
+    assert again.module.dtype == torch.float32
 
 
 def test_the_commit_of_a_hub_id_reaches_every_part(folder):
@@ -303,7 +306,7 @@ def test_the_weight_of_a_word_is_on_its_tokens(model, text):
 @pytest.mark.parametrize(("break_it", "message"), [
     (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "holds no safetensors"),
     (lambda f: (f / "model_index.json").unlink(), "no complete folder"),
-    (lambda f: (f / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'), "is a FluxPipeline"),
+    (lambda f: (f / "model_index.json").write_text(KONTEXT), "is a FluxKontextPipeline"),
     (lambda f: (f / "scheduler/scheduler_config.json").write_text(SAMPLE), "predicts sample"),
     (lambda f: (f / "vae" / "config.json").unlink(), "no complete folder"),
 ])  # fmt: skip

@@ -36,6 +36,8 @@ OPTIONAL = (  # the same, where null is a value, too
     "*.suffix",
     "*.state_dict",
     "*.variant",
+    "task.model.config",
+    "task.model.lora",
     "*clip.model",
     "*vit.model",
     "protocol.*.model",

@@ -6,7 +6,8 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -40,6 +41,7 @@ class Experiment:
         needed: number of files, folders and repositories.
         methods: those of its table.
         ready: those of its table whose files are here; a repository that a run can download counts as here.
+        choices: what it chooses, such as its task, by the group's name.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Experiment:
     needed: int
     methods: tuple[str, ...]
     ready: tuple[str, ...]
+    choices: Mapping[str, str] = field(default_factory=dict)
 
 
 def main(config_dir: str, overrides: Sequence[str] = ()) -> None:
@@ -58,14 +61,13 @@ def main(config_dir: str, overrides: Sequence[str] = ()) -> None:
         overrides: settings that move folders, such as paths.checkpoints=DIR.
     """
     console = terminal.console()
-    base = _compose(config_dir, list(overrides))
+    base = compose_config(config_dir, list(overrides))
     facts = Table("here", "", box=box.SIMPLE_HEAD)
     for key, value in {**versions(), **devices(), **places(base.paths), **services()}.items():
         facts.add_row(key, value)
     console.print(facts)
     table = Table("experiment", "runs now", "methods that run now", "not here", box=box.SIMPLE_HEAD)
-    names = sorted(path.stem for path in Path(config_dir, "experiment").glob("*.yaml"))
-    found = [inspect(name, config_dir, overrides) for name in names]
+    found = [inspect(name, config_dir, overrides) for name in experiments(config_dir)]
     for experiment in found:
         table.add_row(experiment.name, *cells(experiment))
     console.print(table)
@@ -175,18 +177,23 @@ def _logged_in() -> bool:
         return False
 
 
+def experiments(config_dir: str) -> list[str]:
+    """The names of all experiments."""
+    return sorted(path.stem for path in Path(config_dir, "experiment").glob("*.yaml"))
+
+
 def inspect(name: str, config_dir: str, overrides: Sequence[str] = ()) -> Experiment:
     """What an experiment needs, and what of it is here."""
-    cfg = _compose(config_dir, [f"experiment={name}", *overrides])
+    cfg = compose_config(config_dir, [f"experiment={name}", *overrides])
     methods = tuple(str(cfg.hydra.sweeper.params.get("method", cfg.method.name)).split(","))
-    files = method_files([config_dir])
+    files = _method_files(config_dir)
     parts = _weights(cfg)
     folders = {locate(f) for key in ("source", "reference") if (f := cfg.data[key]) and f not in NO_FOLDER}
     here = {part for part, (path, hub) in parts.items() if hub or path.exists()}
     whole = all(folder.exists() for folder in folders)
     used = set().union(*(_parts_of(files[method], cfg) for method in methods)) & parts.keys()
     absent = [parts[part][0] for part in sorted(used - here)] + [f for f in sorted(folders) if not f.exists()]
-    hub = [repository for part in sorted(used) if (repository := parts[part][1]) and not _in_hub_cache(repository)]
+    hub = [repository for part in sorted(used) if (repository := parts[part][1]) and not in_hub_cache(repository)]
     return Experiment(
         name,
         tuple(dict.fromkeys(absent)),  # two parts can have one file
@@ -194,6 +201,7 @@ def inspect(name: str, config_dir: str, overrides: Sequence[str] = ()) -> Experi
         len({parts[part] for part in used}) + len(folders),
         methods,
         tuple(method for method in methods if whole and _parts_of(files[method], cfg) <= here),
+        {key: str(value) for key, value in cfg.hydra.runtime.choices.items()},
     )
 
 
@@ -211,7 +219,13 @@ def cells(experiment: Experiment) -> tuple[str, str, str]:
     return runs, names, "\n".join(lines) or "–"
 
 
-def _compose(config_dir: str, overrides: list[str]) -> DictConfig:
+@cache
+def _method_files(config_dir: str) -> dict[str, MethodFile]:
+    return method_files([config_dir])
+
+
+def compose_config(config_dir: str, overrides: list[str]) -> DictConfig:
+    """The whole configuration with some settings."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir, version_base=None):
         return compose("config", overrides, return_hydra_config=True)
@@ -230,7 +244,8 @@ def _repository(node: Any) -> str | None:
     return None if locate(node.path).exists() else repository_of(node)
 
 
-def _in_hub_cache(repository: str) -> bool:
+def in_hub_cache(repository: str) -> bool:
+    """Whether some version of a repository is in the hub's cache."""
     snapshots = hub_cache() / f"models--{repository.replace('/', '--')}" / "snapshots"
     return any(snapshots.glob("*/*"))
 

@@ -77,7 +77,7 @@ def explain(error: Exception, overrides: list[str], config_dir: str) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         name = str(error.missing_cfg_file)
         group, _, option = name.rpartition("/")
-        return f"there is no {group} named {option}; choose {_listed(option, error.options)}"
+        return f"there is no {group} named {option}; choose {listed(option, error.options)}"
     if isinstance(error, OverrideParseException):
         key, _, value = str(error.override).partition("=")
         right = arguments.quoted(str(error.override))
@@ -131,12 +131,13 @@ def _unknown_key(override: str, overrides: list[str], config_dir: str) -> str | 
             where = ".".join(parts[:depth])
             names = [str(name) for name in node] if isinstance(node, DictConfig) else []
             place = f"{where} has no setting {part}" if where else f"there is no setting {part}"
-            return f"{place}; choose {_listed(part, names)}" if names else f"{where} has no settings of its own"
+            return f"{place}; choose {listed(part, names)}" if names else f"{where} has no settings of its own"
         node = node[part]
     return None
 
 
-def _listed(given: str, names: Iterable[str]) -> str:
+def listed(given: str, names: Iterable[str]) -> str:
+    """All names, and the one that is close to what was given, for a sentence."""
     names = sorted(names)
     close = difflib.get_close_matches(given, names, n=1)
     return f"one of {', '.join(names)}" + (f" (did you mean {close[0]}?)" if close else "")

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,22 @@ from cyclediff.runtime.record import now, write_json
 from cyclediff.runtime.runner import complete
 from cyclediff.runtime.settings import require_whole_number
 from cyclediff.studies.context import Context, get_class
+from cyclediff.studies.sources import require_fit
 
 CONFIG = str(ROOT / "conf")
 JUDGED = 64  # height and width of the images that the judge of pets reads
 NOISE_DEVICES = ("cpu", "cuda", "mps")
+COMMANDS = ("doctor", "list", "explain", "check")  # first words that are no settings
 CHANGES = r"\+*(method\.|task\.|steps|timesteps|strength|selection|protocol\.|model@)"  # published settings
 
 
-def run_one(cfg: DictConfig) -> tuple[Path, str]:
-    """Complete one run and refresh its task's table; returns the task's folder and the digest of its data."""
+def run_one(cfg: DictConfig, place: str = "") -> tuple[Path, str]:
+    """Complete one run and refresh its task's table; returns the task's folder and the digest of its data.
+
+    Args:
+        cfg: of the run.
+        place: which of several it is, for people.
+    """
     distributed.start()
     require_texts(cfg)
     logger: Any = OmegaConf.to_container(cfg.logger, resolve=True)
@@ -47,6 +54,7 @@ def run_one(cfg: DictConfig) -> tuple[Path, str]:
         raise UserError(f"noise.device must be one of {', '.join(NOISE_DEVICES)}; got {cfg.noise.device}")
     loggers.check(logger["name"], logger)
     _require_size(cfg)
+    require_fit(cfg)
     context = Context(cfg, config_dirs(), CONFIG)
     study = get_class(cfg.study._target_)(context)
     study.needs()
@@ -58,7 +66,7 @@ def run_one(cfg: DictConfig) -> tuple[Path, str]:
         "published_settings": not any(re.match(CHANGES, o) for o in overrides),
     }
     keep_going = distributed.world() == 1 and HydraConfig.get().mode == RunMode.MULTIRUN
-    run, scores, items = complete(cfg, study, context.task_folder, about, keep_going)
+    run, scores, items = complete(cfg, study, context.task_folder, about, keep_going, place)
     if distributed.is_first():
         from eval.report.tables import write_tables
 
@@ -100,10 +108,18 @@ def outputs_of(arguments: Sequence[str]) -> Path:
 
 def show(shown: dict[Path, set[str] | None]) -> None:
     """Write the page of each task, and print its tables: those of some data's digests, or all."""
-    from eval.report.tables import print_tables, write_page
+    from eval.report.tables import write_page
+
+    for task_folder in shown:
+        write_page(task_folder)
+    print_tables_of(shown)
+
+
+def print_tables_of(shown: Mapping[Path, set[str] | None]) -> None:
+    """Print tables of tasks, see `show`."""
+    from eval.report.tables import print_tables
 
     for task_folder, digests in shown.items():
-        write_page(task_folder)
         print_tables(task_folder, digests)
 
 
@@ -120,17 +136,23 @@ def main() -> None:
     @hydra.main(version_base=None, config_path=CONFIG, config_name="config")
     def run_job(cfg: DictConfig) -> None:
         with errors.reported(CONFIG):  # here, before Hydra can wrap an error in its own
-            task_folder, digest = run_one(cfg)
+            job, several = HydraConfig.get(), HydraConfig.get().mode == RunMode.MULTIRUN
+            count = sweep.count_runs(job.sweeper.params or {}, sys.argv[1:]) if several else 1
+            number = job.job.num + 1 if several else 1
+            task_folder, digest = run_one(cfg, f"run {number} of {count}: " if count > 1 else "")
             digests = shown.setdefault(task_folder, set())
             assert digests is not None
             digests.add(digest)
+            if number < count and sys.stdout.isatty():  # whoever looks sees the table grow
+                print_tables_of({task_folder: digests})
 
     with errors.reported(CONFIG):
         sys.argv[1:] = as_written(sys.argv[1:])
-        if sys.argv[1:2] == ["doctor"]:
-            from cyclediff.cli.doctor import main as doctor
+        if sys.argv[1:] and sys.argv[1] in COMMANDS:
+            from cyclediff.cli import check, doctor, explain, listing
 
-            return doctor(CONFIG, sys.argv[2:])
+            modules = {"doctor": doctor, "list": listing, "explain": explain, "check": check}
+            return modules[sys.argv[1]].main(CONFIG, sys.argv[2:])
         stop.listen()
         try:
             run_job()

@@ -2,8 +2,26 @@
 
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+
+def count_runs(choices: Mapping[str, str], arguments: Sequence[str]) -> int:
+    """How many runs a sweep has.
+
+    Args:
+        choices: of the experiment: `hydra.sweeper.params`.
+        arguments: of the command line, whose choices replace those.
+    """
+    given = [f"{key}={value}" for key, value in choices.items()] + [
+        one for one in arguments if "=" in one and one[0] != "-"
+    ]
+    parsed = OverridesParser.create().parse_overrides(given)
+    counts = {one.get_key_element(): one for one in parsed}
+    return prod(len(list(one.sweep_string_iterator())) for one in counts.values() if one.is_sweep_override())
 
 
 def changed_tasks(outputs: Path, since: float) -> list[Path]:

@@ -15,18 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cyclediff.data.fitting import CROP
 from cyclediff.data.folders import (
     EDITS,
     TARGETS,
     Folder,
     cached_folder,
     digest_of,
+    named_fit,
     plain,
+    read_fitted,
     read_photo,
     sha256_of,
     write_edits,
 )
-from cyclediff.data.images import square, stretched, write_atomically, write_png
+from cyclediff.data.images import stretched, write_atomically, write_png
 from cyclediff.data.masks import Mask, check_runs, draw_mask
 from cyclediff.data.pie_bench import BLEND, blended_words, category_of, refuse_plus_plus
 from cyclediff.data.tables import read_table
@@ -147,18 +150,19 @@ def read_edit_list(path: Path) -> EditList:
     )
 
 
-def prepare_edits(edits: EditList, limit: int | None, size: int, resize: str, cache: Path) -> Folder:
-    """Cut the images of a list to squares of `size` pixels, beside their texts and masks, once.
+def prepare_edits(edits: EditList, limit: int | None, size: int, resize: str, cache: Path, fit: str = CROP) -> Folder:
+    """Bring the images of a list to the shape in which they are edited and scored, with texts and masks, once.
 
     Args:
         edits: the list; what it misses is passed over here.
         limit: take the first `limit` tuples that were found.
-        size: height and width of the prepared images.
+        size: height and width of the prepared images, if they are squares.
         resize: "bilinear" or "bicubic".
         cache: where prepared folders are kept.
+        fit: see `fitting`.
 
     Raises:
-        UserError: if a file is no image, or a mask does not fit its image.
+        UserError: if a file is no image or too large, or a mask does not fit its image.
     """
     chosen = sorted(edits.found[:limit], key=lambda edit: edit.id)
     paths = sorted({edit.image for edit in chosen})
@@ -169,7 +173,7 @@ def prepare_edits(edits: EditList, limit: int | None, size: int, resize: str, ca
          edit.target_image and sha256_of(edit.target_image), *((edit.blend,) if edit.blend else ()))
         for edit in chosen
     ]  # fmt: skip
-    digest = digest_of({"edits": content, "size": size, "resize": resize})
+    digest = digest_of({"edits": content, "size": size, "resize": resize} | named_fit(fit))
     masks = {edit.id: f"masks/{edit.id}.png" for edit in chosen if edit.mask is not None}
     blend = {edit.id: edit.blend for edit in chosen if edit.blend}
     targets = {edit.id: f"{TARGETS}/{edit.id}.png" for edit in chosen if edit.target_image}
@@ -181,11 +185,11 @@ def prepare_edits(edits: EditList, limit: int | None, size: int, resize: str, ca
             if edit.image in drawn:
                 shutil.copyfile(drawn[edit.image], place)
             else:
-                write_png(square(read_photo(edit.image), size, resize), place)
+                write_png(read_fitted(edit.image, size, resize, fit), place)
                 drawn[edit.image] = place
             if edit.mask is not None:
                 (target / "masks").mkdir(exist_ok=True)
-                write_png(draw_mask(edit.mask, edit.image, size), target / masks[edit.id])
+                write_png(draw_mask(edit.mask, edit.image, size, fit), target / masks[edit.id])
             if edit.target_image:
                 (target / TARGETS).mkdir(exist_ok=True)
                 write_png(stretched(read_photo(edit.target_image), size), target / targets[edit.id])

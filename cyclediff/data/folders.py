@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import Image
+
 from cyclediff.data.assets import file_sha256
-from cyclediff.data.images import check_picture, image_size, read_photo, square, write_atomically, write_png
+from cyclediff.data.fitting import CROP, fitted, require_taken
+from cyclediff.data.images import check_picture, image_size, read_photo, write_atomically, write_png
 from cyclediff.errors import UserError
 from eval import files
 
@@ -40,7 +43,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Folder:
-    """Prepared images: `<path>/<id>.png` for each id, all of one size (a raw folder: as they are).
+    """Prepared images: `<path>/<id>.png` for each id, of the shapes that `fitting` gives (a raw folder: as they are).
 
     Args:
         path: the folder.
@@ -59,19 +62,20 @@ class Folder:
         return replace(self, name=(name or self.name) + suffix)
 
 
-def prepare_photos(folder: Path, limit: int | None, size: int, resize: str, cache: Path) -> Folder:
-    """Cut the photos of a folder to squares of `size` pixels, once.
+def prepare_photos(folder: Path, limit: int | None, size: int, resize: str, cache: Path, fit: str = CROP) -> Folder:
+    """Bring the photos of a folder to the shape in which they are edited and scored, once.
 
     Args:
         folder: holds the images; see `list_images`. The id of an image is its stem.
         limit: take the first `limit` images in the order of their names.
-        size: height and width of the prepared images.
+        size: height and width of the prepared images, if they are squares.
         resize: "bilinear" or "bicubic".
         cache: where prepared folders are kept.
+        fit: see `fitting`.
 
     Raises:
-        UserError: if the folder is missing or empty, a file is no image, or two files have one stem; nothing is
-            prepared then.
+        UserError: if the folder is missing or empty, a file is no image or too large, or two files have one stem;
+            nothing is prepared then.
     """
     paths = list_images(folder)[:limit]
     by_stem: dict[str, Path] = {}
@@ -82,14 +86,30 @@ def prepare_photos(folder: Path, limit: int | None, size: int, resize: str, cach
                 f"{other.name} and {path.name} in {folder} would both become {path.stem}.png; rename one of them"
             )
     hashes = {path.stem: sha256_of(path) for path in paths}
-    digest = digest_of({"images": hashes, "size": size, "resize": resize})
+    digest = digest_of({"images": hashes, "size": size, "resize": resize} | named_fit(fit))
 
     def draw(target: Path) -> None:
         for path in paths:
-            write_png(square(read_photo(path), size, resize), target / f"{path.stem}.png")
+            write_png(read_fitted(path, size, resize, fit), target / f"{path.stem}.png")
 
     name = plain(folder.resolve().name)
     return cached_folder(cache / f"{name}-{digest}", tuple(hashes), name, digest, draw)
+
+
+def read_fitted(path: Path, size: int, resize: str, fit: str) -> Image.Image:
+    """A photo as it is edited and scored, see `fitting.fitted`.
+
+    Raises:
+        UserError: if it is no image, or too large for its own size.
+    """
+    photo = read_photo(path)
+    require_taken(path, photo.width, photo.height, fit)
+    return fitted(photo, size, resize, fit)
+
+
+def named_fit(fit: str) -> dict[str, str]:
+    """What a digest has of `fit`: nothing for centred squares, as before there was anything else."""
+    return {} if fit == CROP else {"fit": fit}
 
 
 def raw_folder(folder: Path) -> Folder:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cyclediff.data.fitting import CROP, fitted
 from cyclediff.data.folders import read_photo
-from cyclediff.data.images import square
 from cyclediff.errors import UserError
 
 Mask = Path | tuple[int, ...]  # a picture, white where the image may change; or PIE-Bench's runs, see `decode_mask`
@@ -37,29 +37,36 @@ def decode_mask(runs: Sequence[int], size: int = PIE_SIZE) -> np.ndarray:
     return mask
 
 
-def draw_mask(mask: Mask, image: Path, size: int) -> Image.Image:
+def draw_mask(mask: Mask, image: Path, size: int, fit: str = CROP) -> Image.Image:
     """A mask, cut and resized as its image is: white where the image may change, else black.
 
     Args:
         mask: of the image.
         image: the picture to be edited.
-        size: height and width of the result.
+        size: of the task.
+        fit: see `fitting`.
 
     Raises:
         UserError: if it is no image, has another size than the image, or marks no pixel.
     """
     if not isinstance(mask, Path):
         drawn = Image.fromarray(decode_mask(mask).astype(np.uint8) * 255)
-        return drawn.resize((size, size), Image.Resampling.NEAREST)
+        if fit != CROP and (found := read_photo(image).size) != drawn.size:
+            raise UserError(
+                f"{image} has {found[0]}×{found[1]} pixels, and PIE-Bench's masks are drawn on {PIE_SIZE}×{PIE_SIZE}; "
+                "take the published image, or choose data.fit=crop"
+            )
+        return fitted(drawn, size, "nearest", fit)
     picture, whole = read_photo(mask), read_photo(image).size
     if picture.size != whole:
         raise UserError(
             f"the mask {mask} has {picture.width}×{picture.height} pixels, its image {whole[0]}×{whole[1]}; draw it at "
             "the size of the image"
         )
-    white = np.array(square(picture, size, "nearest").convert("L")) >= 128
+    white = np.array(fitted(picture, size, "nearest", fit).convert("L")) >= 128
     if not white.any():
-        raise UserError(f"the mask {mask} marks no pixel of its image's centred square; white is what may change")
+        what = "its image's centred square" if fit == CROP else "its image"
+        raise UserError(f"the mask {mask} marks no pixel of {what}; white is what may change")
     return Image.fromarray(white.astype(np.uint8) * 255)
 
 

@@ -4,12 +4,13 @@ Networks differ in what they predict and in how many channels they return. Here 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from cyclediff.diffusion.conditioning import OF_UNETS, Abilities, Conditioning, joined, take
 from cyclediff.diffusion.levels import Level, Prediction
 from cyclediff.diffusion.prompt import Prompt
 from cyclediff.diffusion.schedule import Schedule
@@ -130,13 +131,13 @@ class NetworkBatch:
 
     Args:
         xt: (r, c, h, w), the images under the empty prompt, then the images under their own.
-        context: (r, l, d), the embedded prompts.
+        context: of r rows, the embedded prompts.
         unconditional: the images of the first part, in order.
         conditional: the images of the second part, in order.
     """
 
     xt: Tensor
-    context: Tensor
+    context: Conditioning
     unconditional: list[int]
     conditional: list[int]
 
@@ -146,31 +147,33 @@ class GuidedDenoiser:
     """A text-conditional network under one prompt per image, with classifier-free guidance (arXiv 2207.12598, Eq. 6).
 
     out = out_empty + scale (out_prompt - out_empty). An image with scale 1 is not evaluated under the empty prompt, and
-    one with scale 0 not under its own.
+    one with scale 0 not under its own. A network that is given the scale is evaluated under the images' prompts alone.
 
     Args:
         network: (x_t, t, context, edit) → its output, in the shape of x_t; `edit` (or None) reaches its attention.
         schedule: its levels.
         parametrization: what its output is, see `prediction_from`.
-        context: (n, l, d), the embedded prompts. A batch of fewer images takes the first ones.
-        empty: (1, l, d), the embedded empty prompt.
+        context: of n rows, the embedded prompts. A batch of fewer images takes the first ones.
+        empty: of one row, the embedded empty prompt.
         scales: guidance scale of each image.
         prompts: the prompts themselves, for attention control.
         network_id: equal for all conditions of one loaded network, different for others; see `paired_evaluation`.
         region: bool (n, 1, h, w), where an edit may change each image; None for everywhere. Methods that take a region
             keep the source elsewhere.
+        abilities: what a method may ask of the network.
     """
 
     network: Network
     schedule: Schedule
     parametrization: Parametrization
-    context: Tensor
-    empty: Tensor
+    context: Conditioning
+    empty: Conditioning
     scales: tuple[float, ...]
     prompts: tuple[Prompt, ...]
     network_id: str
     region: Tensor | None = None
-    _contexts: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    abilities: Abilities = OF_UNETS
+    _contexts: dict[int, Conditioning] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Tensor, level: Level) -> Prediction:
         """See `Denoiser`."""
@@ -178,15 +181,25 @@ class GuidedDenoiser:
         out = self.network(batch.xt, self.schedule.time(level, batch.xt), batch.context, None)
         return self.combine(out, batch, x, level)
 
+    def some(self, images: list[int]) -> "GuidedDenoiser":
+        """The denoiser of some of its images, in the order given."""
+        scales, prompts = (tuple(each[i] for i in images) for each in (self.scales, self.prompts))
+        region = None if self.region is None else take(self.region, images)
+        context = self.context.rows(images)
+        return replace(self, context=context, scales=scales, prompts=prompts, region=region, _contexts={})
+
     def batch(self, xt: Tensor) -> NetworkBatch:
         """What the network must evaluate for images (n, c, h, w)."""
-        scales = self.scales[: len(xt)]
-        unconditional = [i for i, scale in enumerate(scales) if scale != 1]
-        conditional = [i for i, scale in enumerate(scales) if scale != 0]
-        if len(xt) not in self._contexts:  # one tensor for all steps, see ControlledAttention
-            empty = self.empty.expand(len(unconditional), -1, -1)
-            self._contexts[len(xt)] = torch.cat((empty, _take(self.context[: len(xt)], conditional)))
-        images = torch.cat((_take(xt, unconditional), _take(xt, conditional)))
+        scales, given = self.scales[: len(xt)], self.abilities.reads_scale
+        unconditional = [i for i, scale in enumerate(scales) if scale != 1 and not given]
+        conditional = [i for i, scale in enumerate(scales) if scale != 0 or given]
+        if len(xt) not in self._contexts:  # one value for all steps, see ControlledAttention
+            own = self.context.rows(conditional)
+            if given:
+                own = replace(own, scales=torch.tensor(scales, device=xt.device))
+            parts = [self.empty.repeated(len(unconditional))] if unconditional else []
+            self._contexts[len(xt)] = joined([*parts, own])
+        images = torch.cat((take(xt, unconditional), take(xt, conditional)))
         return NetworkBatch(images, self._contexts[len(xt)], unconditional, conditional)
 
     def combine(self, out: Tensor, batch: NetworkBatch, xt: Tensor, level: Level) -> Prediction:
@@ -204,11 +217,6 @@ class GuidedDenoiser:
         else:
             guided = out
         return prediction_from(guided, xt, level, self.parametrization)
-
-
-def _take(x: Tensor, images: list[int]) -> Tensor:
-    """Some images of a batch, without a copy where these are all. No list is an index: it would go to the device."""
-    return x if len(images) == len(x) else torch.stack([x[i] for i in images]) if images else x[:0]
 
 
 def _complete(part: Tensor, images: list[int], other: Tensor, others: list[int], xt: Tensor) -> Tensor:

@@ -38,8 +38,9 @@ class Noise:
         self, seed: int, ids: Sequence[str], trial: int | Sequence[int] = 0, device: torch.device | str = "cpu"
     ):
         trials = [trial] * len(ids) if isinstance(trial, int) else trial
+        self._device = torch.device(device)
         self._generators = [
-            torch.Generator(device).manual_seed(_seed_of(f"{seed}/{trial}/{image_id}"))
+            torch.Generator(self._device).manual_seed(_seed_of(f"{seed}/{trial}/{image_id}"))
             for image_id, trial in zip(ids, trials, strict=True)
         ]
 
@@ -57,8 +58,11 @@ class Noise:
         """
         if x.shape[0] != len(self._generators):
             raise ValueError(f"noise was made for {len(self._generators)} images; got a batch of {x.shape[0]}")
-        rows = [torch.randn(x.shape[1:], generator=g, device=g.device) for g in self._generators]
-        return torch.stack(rows).to(x)
+        pinned = self._device.type == "cpu" and x.device.type == "cuda"  # its copy does not wait for what the GPU does
+        drawn = torch.empty(x.shape, device=self._device, pin_memory=pinned)
+        for row, generator in zip(drawn, self._generators, strict=True):
+            row.normal_(generator=generator)
+        return drawn.to(x, non_blocking=pinned)
 
 
 def _seed_of(key: str) -> int:

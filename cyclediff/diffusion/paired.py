@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from cyclediff.diffusion.conditioning import Conditioning, joined
 from cyclediff.diffusion.denoiser import Denoiser, GuidedDenoiser
 from cyclediff.diffusion.levels import Level, Prediction
 from cyclediff.diffusion.prompt import Prompt
@@ -81,7 +82,7 @@ def paired_evaluation(
             raise ValueError("attention control needs one text-to-image model; leave it out, or choose an editing task")
         return lambda xs, xt, level, step: (source(xs, level), target(xt, level))
     source, target = cast(GuidedDenoiser, source), cast(GuidedDenoiser, target)
-    contexts: dict[tuple[int, int], Tensor] = {}  # one tensor for all steps: see ControlledAttention
+    contexts: dict[tuple[int, int], Conditioning] = {}  # one value for all steps: see ControlledAttention
 
     def evaluate(xs: Tensor, xt: Tensor, level: Level, step: int) -> tuple[Prediction, Prediction]:
         of_source, of_target = source.batch(xs), target.batch(xt)
@@ -94,7 +95,7 @@ def paired_evaluation(
             edit = plan.at(step, [row[i] for i in owners], edited, owners)
         sizes = len(of_source.context), len(of_target.context)
         if sizes not in contexts:
-            contexts[sizes] = torch.cat((of_source.context, of_target.context))
+            contexts[sizes] = joined((of_source.context, of_target.context))
         out = source.network(latents, source.schedule.time(level, latents), contexts[sizes], edit)
         seen = source.combine(out[: len(of_source.xt)], of_source, xs, level)
         return seen, target.combine(out[len(of_source.xt) :], of_target, xt, level)
@@ -142,16 +143,23 @@ def plan_control(
         owner: see `paired_evaluation`.
 
     Raises:
-        ValueError: if the denoisers have no prompts, or prompts that are followed are not evaluated.
+        ValueError: if the denoisers have no prompts, their network no cross attention, or prompts that are followed
+            are not evaluated.
     """
     if control is None:
         return None
     if not (isinstance(source, GuidedDenoiser) and isinstance(target, GuidedDenoiser)):
         raise ValueError("attention control needs prompts; choose an editing task, or a method without it")
+    if not (source.abilities.attention and target.abilities.attention):
+        raise ValueError(
+            "attention control follows the cross attention of a UNet, and this network has none that it can follow; "
+            "choose a method without it, or method.attention=null"
+        )
     if 0 in source.scales:
         raise ValueError("attention control follows the source prompt; its guidance scale must not be 0")
     if control.blend is not None and 0 in target.scales:
         raise ValueError("attention.blend follows the target prompt; its guidance scale must not be 0")
     of = dict(zip(owner, target.prompts, strict=True)) if owner else dict(enumerate(target.prompts))
     targets = [of[i] for i in range(len(source.prompts))]
-    return control.plan(source.prompts, targets, source.context.shape[1], steps, source.context.device)
+    tokens = source.context.tokens
+    return control.plan(source.prompts, targets, tokens.shape[1], steps, tokens.device)

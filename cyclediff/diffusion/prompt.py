@@ -13,11 +13,13 @@ class Prompt:
         ids: its tokens with the start and the end token, without padding.
         spans: the part text[begin:end] that each token stands for, as the tokenizer says; (0, 0) for start and end. Two
             tokens of one letter have the same span.
+        blended: the word that an edit is about, where a list names one; see `cyclediff.local_blend`.
     """
 
     text: str
     ids: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
+    blended: str = ""
 
     @property
     def words(self) -> list[str]:

@@ -103,15 +103,18 @@ class FlowSchedule:
     2403.03206, Eq. 23). The first level has no signal. The last is the clean image, or with "latent" spacing sigma =
     1 / num_train, so that the last step can be encoded. "scheduler" spacing is that of diffusers'
     FlowMatchEulerDiscreteScheduler, with which SD3 is sampled: u ends at the shifted 1 / num_train, not at 1 / steps.
-    So the low end is shifted twice.
+    So the low end is shifted twice. diffusers' pipeline of FLUX gives the scheduler u itself, as in "uniform" spacing:
+    with `double_shift` false, "scheduler" is that.
 
     Args:
         shift: 1 leaves u as it is.
         num_train: units of the time that the network is given.
+        double_shift: whether the model's own pipeline shifts the low end twice.
     """
 
     shift: float = 1.0
     num_train: int = 1000
+    double_shift: bool = True
 
     def at(self, t: int) -> Level:
         """See `Schedule`; timestep t is sigma = (t + 1) / num_train, so the last one is pure noise."""
@@ -123,7 +126,7 @@ class FlowSchedule:
             raise ValueError(f"spacing must be uniform, latent or scheduler with a flow; got {spacing!r}")
         number, end = _number(steps, "flow"), self.at(0) if spacing == "latent" else CLEAN
         gap = 1 / number
-        if spacing == "scheduler" and number > 1:
+        if spacing == "scheduler" and self.double_shift and number > 1:
             gap = (1 - self._shifted(1 / self.num_train)) / (number - 1)
         return [*(self._level(self._shifted(1 - i * gap)) for i in range(number)), end]
 
@@ -136,6 +139,28 @@ class FlowSchedule:
 
     def _level(self, sigma: float) -> Level:
         return Level(1 - sigma, sigma, self.num_train * sigma)
+
+
+@dataclass(frozen=True)
+class DynamicShift:
+    """How the shift of FLUX's levels follows the size of an image: mu is linear in the tokens, the shift is exp(mu).
+
+    Args:
+        base: mu at `base_tokens`.
+        top: mu at `top_tokens`.
+        base_tokens: 2×2 latents in a small image.
+        top_tokens: 2×2 latents in a large image.
+    """
+
+    base: float = 0.5
+    top: float = 1.15
+    base_tokens: int = 256
+    top_tokens: int = 4096
+
+    def shift(self, tokens: int) -> float:
+        """Of the levels of an image of so many tokens."""
+        slope = (self.top - self.base) / (self.top_tokens - self.base_tokens)
+        return math.exp(self.base + slope * (tokens - self.base_tokens))
 
 
 def _number(steps: int | str, spacing: str) -> int:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cyclediff.diffusion.attention_maps import AttentionMaps
+from cyclediff.diffusion.conditioning import Conditioning, joined
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.levels import Level, Prediction
 
@@ -200,18 +201,28 @@ def predictions_under(base: GuidedDenoiser, concepts: Sequence[GuidedDenoiser], 
         queries: number of positions of the layers whose cross attention masks are made of; None for no such masks.
 
     Raises:
-        ValueError: if they are not one network.
+        ValueError: if they are not one network, or it cannot do what is asked.
     """
     if any(concept.network_id != base.network_id for concept in concepts):
         raise ValueError("concepts need one text-to-image model for source and target; choose an editing task")
-    contexts: dict[tuple[int, ...], Tensor] = {}  # one tensor for all steps: see ControlledAttention
+    if base.abilities.reads_scale:
+        raise ValueError(
+            "concepts are differences from the empty prompt, and this network is given its guidance scale instead; "
+            "choose another method, as cyclediffusion or flowedit"
+        )
+    if queries and not base.abilities.attention:
+        raise ValueError(
+            "masks of attention are made of the cross attention of a UNet, and this network has none; choose "
+            "method.masks=noise"
+        )
+    contexts: dict[tuple[int, ...], Conditioning] = {}  # one value for all steps: see ControlledAttention
 
     def predict(x: Tensor, level: Level, acting: Sequence[int]) -> SeenConcepts:
         every = [base, *(concepts[number] for number in acting)]
         batches = [denoiser.batch(x) for denoiser in every]
         key = (len(x), *acting)
         if key not in contexts:
-            contexts[key] = torch.cat([batch.context for batch in batches])
+            contexts[key] = joined([batch.context for batch in batches])
         states = torch.cat([batch.xt for batch in batches])
         first = len(batches[0].xt)
         rows = torch.arange(first, len(states), device=x.device)

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from cyclediff.errors import UserError
+from cyclediff.models.single_file import SingleFile, build
 from eval.weight_files import disguise, require_finite
 
 SAFE = (
@@ -35,11 +36,13 @@ class Repository:
         path: a folder, or the id of a repository of the Hugging Face hub.
         revision: commit, branch or tag of a hub id; None for its main branch. A folder has none.
         variant: of the weights' files: "fp16" for `model.fp16.safetensors`; None for those without a variant.
+        file: the weights of all networks, where they are in one file; the rest is at `path`.
     """
 
     path: str
     revision: str | None = None
     variant: str | None = None
+    file: SingleFile | None = None
 
     @property
     def hub(self) -> dict[str, Any]:
@@ -74,8 +77,16 @@ def load_part(
         UserError: if the file does not fit its configuration, or is none.
     """
     where = f"{repository.path}/{folder}" if folder else repository.path
-    if class_named:
-        _require_known_settings(cls, load_config(cls, repository, folder), where)
+    config = load_config(cls, repository, folder) if class_named else repository.path
+    if not isinstance(config, str):
+        _require_known_settings(cls, config, where)
+    if repository.file is not None:
+        network = build(cls, config, repository.hub, folder)
+        where = f"{repository.file.path} for {folder}"
+        _require_fit(_load_state(network, repository.file.part(network, folder)), where, ignored)
+        with as_user_error():
+            require_finite(network.state_dict(), where)
+        return network
     if repository.is_folder:
         _require_whole_files(Path(repository.path, folder), repository.variant)
     settings = {"low_cpu_mem_usage": False} if class_named else {}  # True needs the package accelerate
@@ -216,6 +227,16 @@ def _variant(path: Path) -> str | None:
     """fp16 of model.fp16.safetensors and of model.fp16-00001-of-00002.safetensors."""
     _, *middle = path.name.removesuffix(".safetensors").split(".")
     return ".".join(middle).partition("-")[0] or None
+
+
+def _load_state(network: Any, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Load what fits; what does not is said as diffusers says it of a folder."""
+    own = network.state_dict()
+    wrong = [key for key, value in state.items() if key in own and own[key].shape != value.shape]
+    missing, unexpected = network.load_state_dict(
+        {key: value for key, value in state.items() if key not in wrong}, strict=False
+    )
+    return {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": wrong}
 
 
 def _require_fit(info: Mapping[str, Any], where: str, ignored: Sequence[str]) -> None:

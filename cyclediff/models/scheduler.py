@@ -15,6 +15,7 @@ from torch import Tensor
 from cyclediff.diffusion.denoiser import Parametrization
 from cyclediff.diffusion.schedule import (
     DiffusionSchedule,
+    DynamicShift,
     FlowSchedule,
     Schedule,
     alpha_bar_from_betas,
@@ -52,8 +53,9 @@ OF_FLOWS = {
     "num_train_timesteps", "shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
     "time_shift_type", "stochastic_sampling",
 }  # fmt: skip
+DYNAMIC = {"use_dynamic_shifting"}
 OFF_IN_FLOWS = {
-    "use_dynamic_shifting", "shift_terminal", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas",
+    "shift_terminal", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas",
     "use_beta_sigmas",
 }  # fmt: skip
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -67,18 +69,21 @@ class Training:
     Args:
         schedule: its noise levels.
         parametrization: what it predicts.
+        dynamic: how the levels' shift follows the size of an image, where it does.
     """
 
     schedule: Schedule
     parametrization: Parametrization
+    dynamic: DynamicShift | None = None
 
 
-def read_scheduler(config: Mapping[str, Any], origin: str) -> Training:
+def read_scheduler(config: Mapping[str, Any], origin: str, dynamic: bool = False) -> Training:
     """The facts of a scheduler's configuration; whatever is not known is refused by name.
 
     Args:
         config: of the file.
         origin: the folder or hub id, for messages.
+        dynamic: whether the levels of this kind of model may depend on the size of an image.
 
     Raises:
         UserError: if the class, a setting or a value is unknown, one is missing, or diffusers' own scheduler has other
@@ -87,11 +92,12 @@ def read_scheduler(config: Mapping[str, Any], origin: str) -> Training:
     what = f"the scheduler of {origin}"
     kind = config.get("_class_name")
     if kind == FLOW:
-        settings = _known_settings(config, OF_FLOWS, OFF_IN_FLOWS, what)
+        off = OFF_IN_FLOWS if dynamic else OFF_IN_FLOWS | DYNAMIC
+        settings = _known_settings(config, OF_FLOWS, off, what)
         shift = _number(settings, "shift", what)
         if shift <= 0:
             raise UserError(f"{what} states shift as {shift}; a flow's shift is above 0: get the model again")
-        return Training(FlowSchedule(shift, _count(settings, what)), "flow")
+        return Training(FlowSchedule(shift, _count(settings, what)), "flow", _dynamic(settings, what))
     if kind not in CLASSES:
         named = f"a {kind}" if kind else "of no class"
         raise UserError(
@@ -124,7 +130,7 @@ def read_scheduler(config: Mapping[str, Any], origin: str) -> Training:
 
 def _known_settings(config: Mapping[str, Any], known: Set[str], off: Set[str], what: str) -> dict[str, Any]:
     settings = {key: value for key, value in config.items() if not key.startswith("_")}
-    if unknown := sorted(settings.keys() - known - off):
+    if unknown := sorted(settings.keys() - known - off - DYNAMIC):
         raise UserError(
             f"{what} has settings that are not known here: {', '.join(unknown)}; remove those that only a sampler reads"
         )
@@ -132,6 +138,18 @@ def _known_settings(config: Mapping[str, Any], known: Set[str], off: Set[str], w
         if settings.get(key):
             raise UserError(f"{what} sets {key}, which models here do not have; choose a model without it")
     return settings
+
+
+def _dynamic(settings: Mapping[str, Any], what: str) -> DynamicShift | None:
+    if not settings.get("use_dynamic_shifting"):
+        return None
+    if (kind := settings.get("time_shift_type", "exponential")) != "exponential":
+        raise UserError(f"{what} shifts its levels in the {kind} way, and models here in the exponential one")
+    base, top = (_number(settings, key, what) for key in ("base_shift", "max_shift"))
+    few, many = (_number(settings, f"{name}_image_seq_len", what) for name in ("base", "max"))
+    if few >= many:
+        raise UserError(f"{what} states base_image_seq_len as {few}, which must be below its max_image_seq_len, {many}")
+    return DynamicShift(base, top, int(few), int(many))
 
 
 def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
@@ -21,7 +21,15 @@ from cyclediff.runtime.study import Execution, Study
 
 
 @torch.no_grad()
-def make_all(name: str, study: Study, ids: Sequence[str], parts: int, run: Run, execution: Execution) -> int:
+def make_all(
+    name: str,
+    study: Study,
+    ids: Sequence[str],
+    parts: int,
+    run: Run,
+    execution: Execution,
+    kinds: Mapping[str, Hashable] | None = None,
+) -> int:
     """Make this process's share of the batches that are not complete on disk, and log what each cost.
 
     Batches are cut from the whole list, so a resumed run, and one in more processes, computes the same batches. The
@@ -35,6 +43,7 @@ def make_all(name: str, study: Study, ids: Sequence[str], parts: int, run: Run, 
         parts: results of each item, which count in the size of a batch.
         run: where results and costs go.
         execution: how.
+        kinds: by id what the items of one batch must have in common; None: all are alike.
 
     Returns:
         The batch size that memory held.
@@ -43,8 +52,10 @@ def make_all(name: str, study: Study, ids: Sequence[str], parts: int, run: Run, 
         UserError: if a result cannot be written, or memory is not enough for one item.
         Stopped: if a process was asked to stop, when all have finished the batch in hand.
     """
-    size = execution.batch_size
-    batches = _cut(ids, size, parts)
+    size, alike = execution.batch_size, dict[Hashable, list[str]]()
+    for item in ids:
+        alike.setdefault(kinds.get(item) if kinds else None, []).append(item)
+    batches = [batch for group in alike.values() for batch in _cut(group, size, parts)]
 
     def to_do() -> tuple[list[Sequence[str]], float]:
         missing = set(run.missing(ids))

@@ -5,6 +5,13 @@ from types import TracebackType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
+def format_duration(seconds: float) -> str:
+    """Seconds in the unit that people would use."""
+    if seconds < 60:
+        return f"{seconds:.1f} seconds"
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+
+
 class ItemProgress:
     """A bar over images that also moves within a batch: every evaluation of a network counts.
 

@@ -19,7 +19,7 @@ from cyclediff.runtime.study import Items, Study
 
 
 def complete(
-    cfg: DictConfig, study: Study, task_folder: Path, about: Mapping[str, Any], keep_going: bool
+    cfg: DictConfig, study: Study, task_folder: Path, about: Mapping[str, Any], keep_going: bool, place: str = ""
 ) -> tuple[Run, ScoreFolder, Items]:
     """Complete a run: its artifacts, and its numbers under the protocol of the configuration.
 
@@ -31,8 +31,11 @@ def complete(
         task_folder: where the task's runs are.
         about: what run.json says besides; `command` is the command line.
         keep_going: whether a run that fails is noted in its folder instead of ending the program.
+        place: which of several it is, for people; printed when its settings and data are known to be right.
     """
     items = distributed.after_first(study.items)
+    if place and distributed.is_first():
+        print(f"{place}{cfg.method.name}", flush=True)
     identity, score_identity = distributed.from_first(lambda: (study.identity(), study.score_identity()))
     run = Run(task_folder, identity, study.artifacts, distributed.rank())
     scores = ScoreFolder(run.path, score_identity)
@@ -109,7 +112,7 @@ def _make(cfg: DictConfig, study: Study, run: Run, items: Items, record: Mapping
     notes = {"batch_size": execution.batch_size, "device": str(device), **study.begin(execution, missing)}
     distributed.from_first(lambda: run.start(OmegaConf.to_yaml(cfg, resolve=True), {**record, **notes}))
     begun.append(True)
-    held = make_all(cfg.method.name, study, items.ids, study.parts, run, execution)
+    held = make_all(cfg.method.name, study, items.ids, study.parts, run, execution, items.kinds)
     remember_smaller(cfg, study, execution, held)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     peaks = distributed.gather(peak)

@@ -1,6 +1,6 @@
 """What a kind of run is: the Protocol that batching, resume, processes and the record know, and nothing else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -39,10 +39,12 @@ class Items:
     Args:
         ids: one of each item, in order. Ids name files and key the noise.
         record: what run.json says of them under "data": at least `name`, `digest` and `n`.
+        kinds: by id what the items of one batch must have in common, such as their size; empty: all are alike.
     """
 
     ids: Sequence[str]
     record: Mapping[str, Any]
+    kinds: Mapping[str, Hashable] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from cyclediff.diffusion.conditioning import OF_UNETS, Abilities, Conditioning
 from cyclediff.diffusion.denoiser import GuidedDenoiser
 from cyclediff.diffusion.noise import Noise
 from cyclediff.diffusion.prompt import Prompt
 from cyclediff.diffusion.schedule import Schedule
+from cyclediff.shared_encoding import Pruning
 from cyclediff.studies.selection import Candidate, Grid
 
 Unit = tuple[int, Candidate]  # number of the image in its batch, and how to edit it
@@ -34,6 +36,7 @@ class Edits:
         texts: (source, target) prompt of each.
         x0: (n, c, h, w), their latents.
         region: bool (n, 1, h, w), where each may change; None for everywhere.
+        words: the (source, target) words that each is about, "" where there are none; None for none at all.
         seed: the run's seed.
         noise_device: where noise is drawn.
     """
@@ -44,6 +47,7 @@ class Edits:
     seed: int
     noise_device: torch.device | str = "cpu"
     region: Tensor | None = None
+    words: Sequence[tuple[str, str]] | None = None
 
 
 def split(method: Any, grid: Grid, images: int, size: int, shared_encoding: bool) -> list[list[Unit]]:
@@ -69,7 +73,13 @@ def split(method: Any, grid: Grid, images: int, size: int, shared_encoding: bool
 
 
 def edit(
-    method: Any, model: Conditional, edits: Edits, grid: Grid, units: Sequence[Unit], shared_encoding: bool
+    method: Any,
+    model: Conditional,
+    edits: Edits,
+    grid: Grid,
+    units: Sequence[Unit],
+    shared_encoding: bool,
+    pruning: Pruning | None = None,
 ) -> Tensor:
     """Edit latents.
 
@@ -80,11 +90,12 @@ def edit(
         grid: all candidates.
         units: the candidates to make, a piece of `split`.
         shared_encoding: whether candidates of one trial that differ in skip share one encoding.
+        pruning: which candidates are dropped on the way, by their number in `units`.
 
     Returns:
         (len(units), c, h, w), in their order. Outside the region they are the source's.
     """
-    found = _edit(method, model, edits, grid, units, shared_encoding)
+    found = _edit(method, model, edits, grid, units, shared_encoding, pruning)
     if edits.region is None:
         return found
     images = [image for image, _ in units]
@@ -92,8 +103,9 @@ def edit(
 
 
 def _edit(
-    method: Any, model: Conditional, edits: Edits, grid: Grid, units: Sequence[Unit], shared_encoding: bool
-) -> Tensor:
+    method: Any, model: Conditional, edits: Edits, grid: Grid, units: Sequence[Unit], shared_encoding: bool,
+    pruning: Pruning | None,
+) -> Tensor:  # fmt: skip
     if not method.inverts:
         skip = units[0][1].skip
         some = replace(method, **{method.starts_at: method.num_steps - skip}) if method.starts_at else method
@@ -117,23 +129,54 @@ def _edit(
         _condition(model, edits, [units[i] for i in order], 1),
         noise,
         [(place[key], method.num_steps - units[i][1].skip) for key, i in zip(keys, order, strict=True)],
+        pruning and _of_sorted(pruning, order),
     )
     return found[torch.tensor(order, device=found.device).argsort()]
 
 
-def count_rows(
-    method: Any, schedule: Schedule, grid: Grid, size: int, shared_encoding: bool, regional: bool = False
-) -> int:
-    """Evaluations of the network, whose levels are those of `schedule`, that all candidates of an image take.
+def _of_sorted(pruning: Pruning, order: Sequence[int]) -> Pruning:
+    """The same for candidates that are numbered in another order."""
+    place = {number: k for k, number in enumerate(order)}
 
-    `regional` is whether edits stay inside a region. Those of one trial are counted, by making them with an empty
-    network; every trial takes as many.
+    def keep(x0_hat: Tensor, candidates: Sequence[int]) -> set[int]:
+        return {place[i] for i in pruning.keep(x0_hat, [order[k] for k in candidates])}
+
+    return Pruning(pruning.at, keep)
+
+
+def count_rows(
+    method: Any,
+    schedule: Schedule,
+    grid: Grid,
+    size: int,
+    shared_encoding: bool,
+    regional: bool = False,
+    abilities: Abilities = OF_UNETS,
+) -> int:
+    """Evaluations of the network that all candidates of an image take.
+
+    Those of one trial are counted, by making them with an empty network; every trial takes as many. So what a method
+    refuses, it refuses here, before the slow part.
+
+    Args:
+        method: a method that works on texts.
+        schedule: levels of the network.
+        grid: all candidates.
+        size: see `split`.
+        shared_encoding: see `edit`.
+        regional: whether edits stay inside a region.
+        abilities: what a method may ask of the network.
+
+    Raises:
+        ValueError: if the method cannot work with such a network.
     """
-    counter, once = _Counter(schedule), replace(grid, trials=1)
+    prune = grid.prune  # the last candidates are dropped here
+    pruning = prune and Pruning(prune.steps(method.num_steps), lambda _, some: set(some[: prune.count(len(some))]))
+    counter, once = _Counter(schedule, abilities), replace(grid, trials=1)
     region = torch.ones(1, 1, 1, 1, dtype=torch.bool) if regional else None
     edits = Edits(["counted"], [("a b", "a c")], torch.zeros(1, 1, 1, 1), 0, region=region)
     for units in split(method, once, 1, size, shared_encoding):
-        edit(method, counter, edits, once, units, shared_encoding)
+        edit(method, counter, edits, once, units, shared_encoding, pruning)
     return counter.rows * grid.trials
 
 
@@ -145,6 +188,10 @@ def _encoding(candidate: Candidate, grid: Grid, shared_encoding: bool) -> int:
 def _condition(model: Conditional, edits: Edits, units: Sequence[Unit], side: int) -> GuidedDenoiser:
     scales = [candidate.guidance if side else candidate.source_guidance for _, candidate in units]
     denoiser = model.condition([edits.texts[image][side] for image, _ in units], scales)
+    if edits.words:
+        of_units = [edits.words[image][side] for image, _ in units]
+        prompts = [replace(p, blended=word) for p, word in zip(denoiser.prompts, of_units, strict=True)]
+        denoiser = replace(denoiser, prompts=tuple(prompts))
     if edits.region is None or not side:
         return denoiser
     return replace(denoiser, region=edits.region[[image for image, _ in units]])
@@ -153,17 +200,19 @@ def _condition(model: Conditional, edits: Edits, units: Sequence[Unit], side: in
 class _Counter:
     """A text-to-image model whose network counts its rows and predicts zeros."""
 
-    def __init__(self, schedule: Schedule):
-        self.rows, self.schedule = 0, schedule
+    def __init__(self, schedule: Schedule, abilities: Abilities):
+        self.rows, self.schedule, self.abilities = 0, schedule, abilities
 
     def condition(self, prompts: Sequence[str], guidance_scale: Sequence[float]) -> GuidedDenoiser:
         """A denoiser under prompts of three words that any attention control can align."""
         prompt = Prompt("a b c", (0, 1, 2, 3, 4), ((0, 0), (0, 1), (2, 3), (4, 5), (0, 0)))
-        context, empty, n = torch.zeros(len(prompts), 5, 1), torch.zeros(1, 5, 1), len(prompts)
+        n = len(prompts)
+        context, empty = Conditioning(torch.zeros(n, 5, 1)), Conditioning(torch.zeros(1, 5, 1))
         return GuidedDenoiser(
-            self._count, self.schedule, "flow", context, empty, tuple(guidance_scale), (prompt,) * n, "counter"
-        )
+            self._count, self.schedule, "flow", context, empty, tuple(guidance_scale), (prompt,) * n, "counter",
+            abilities=self.abilities,
+        )  # fmt: skip
 
-    def _count(self, xt: Tensor, t: Tensor, context: Tensor, edit: Any) -> Tensor:
+    def _count(self, xt: Tensor, t: Tensor, context: Conditioning, edit: Any) -> Tensor:
         self.rows += len(xt)
         return torch.zeros_like(xt)

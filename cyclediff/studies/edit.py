@@ -1,23 +1,27 @@
 """study=edit: images are changed as their texts say, by one text-to-image model; the best of N candidates is kept."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from cyclediff.data.edit_lists import read_prompts
+from cyclediff.data.fitting import NATIVE
 from cyclediff.errors import UserError
 from cyclediff.runtime import distributed
 from cyclediff.runtime.artifacts import Artifact, Pictures, Rows
 from cyclediff.runtime.identity import artifact_settings
 from cyclediff.runtime.settings import user_errors
 from cyclediff.runtime.study import Execution, Items, Scored
-from cyclediff.studies import requirements, scoring
-from cyclediff.studies.context import Context, build_method, load_network, require_image_size
-from cyclediff.studies.selection import METRICS_OF_CLIP, RANKING, Grid, grid_for, with_unselected
+from cyclediff.studies import requirements, round_trip, scoring
+from cyclediff.studies.context import Context, build_method, load_network
+from cyclediff.studies.edit_checks import listed_words, require_masks, require_shapes, shaped_scores, square_like
+from cyclediff.studies.selection import METRICS_OF_CLIP, RANKING, Grid, grid_for, read_prune, with_unselected
 from cyclediff.studies.sources import Sources, prepare_texts_and_images
 
 if TYPE_CHECKING:
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cyclediff.runtime.meter import Meter
+    from cyclediff.studies.round_trip import RoundTrip
     from eval.edits import Edit as ListedEdit
     from eval.metrics.clip import ClipScorer
 
@@ -58,8 +63,6 @@ class Edit:
             raise UserError(f"selection.metric must be one of {', '.join(RANKING)}; got {cfg.selection.metric}")
         if cfg.method.get("mask") is not None:
             raise UserError("a mask is for models on pixels (study=translate); leave it out: method.mask=null")
-        if cfg.compile_mode:
-            raise UserError("compile_mode is for networks on pixels, and text-to-image models have none; leave it out")
         scoring.require_clip(cfg.protocol.clip, "protocol.clip")
         scoring.require_clip(cfg.task.ranking_clip, "task.ranking_clip")
         with user_errors():
@@ -95,7 +98,7 @@ class Edit:
 
     def items(self) -> Items:
         """The images."""
-        return Items(self.sources.source.ids, self.sources.record())
+        return Items(self.sources.source.ids, self.sources.record(), self.sources.kinds)
 
     def identity(self) -> Mapping[str, Any]:
         """See `Study.identity`."""
@@ -112,28 +115,33 @@ class Edit:
 
     def load(self, device: "torch.device") -> None:
         """Load the method, the model, and what ranks and scores: a wrong file is found before the slow part."""
+        from cyclediff.models.inference import require_known
         from eval.metrics.candidates import candidate_scores
 
+        require_known(self.cfg.task.model.dtype, self.cfg.compile_mode)
         self.device, self.method = device, build_method(self.cfg, {})
         with user_errors():
             self.grid = grid_for(self._asked(), self.method)
         self.texts = read_prompts(self.sources.source)
         self._require_words()
-        self._require_masks()
+        require_masks(self.cfg, getattr(self.method, "takes_region", False), self.edits)
         self.model = self._model()
         for text in chain(*self.texts.values()):
             self.model.warn_of_cut(text)
-        require_image_size(self.model, self.cfg.protocol.size, Path(self.cfg.task.model.path).name, "task.size")
+        require_shapes(self.model, self.sources, Path(self.cfg.task.model.path).name)
+        if self.sources.fit != NATIVE:
+            self.model = self.model.for_size(self.cfg.protocol.size)
         self.ranking = self.scores = None
         if self.parts > 1:
             node = self.cfg.task.ranking_clip
             self.ranking = load_network(node, path=scoring.clip_path(node), device=str(device))
             self._read_texts(self.ranking)
-            self.scores = candidate_scores(self.ranking, self.sources.source.path, device)
+            scores = candidate_scores(self.ranking, self.sources.source.path, device, self.cfg.selection.metric)
+            self.scores = shaped_scores(scores, self.sources)
         self.protocol(device)
         self.decibels = None
-        if self.cfg.task.model.dtype != "float32":  # before the batch size and the time are measured
-            self.decibels = self._cast_within_bound(self.cfg.task.model.dtype)
+        if self.cfg.task.model.dtype != "float32" or self.cfg.compile_mode:
+            self.decibels = self._cast_within_bound()  # before the batch size and the time are measured
 
     def protocol(self, device: "torch.device") -> Any:
         """The protocol with its networks, loaded once."""
@@ -150,14 +158,18 @@ class Edit:
         """Evaluate the network once for so many candidates: each has its source, its target and the empty prompt."""
         from cyclediff.studies.editing import evaluate
 
-        evaluate(self.model, 3 * count, self.cfg.protocol.size, self.device)
+        evaluate(self.model, 3 * count, square_like(self.sources, self.model.multiple), self.device)
 
     def batch_size_key(self) -> str:
         """Network, size and precision."""
+        side = square_like(self.sources, self.model.multiple)
+        return f"{Path(self.cfg.task.model.path).stem}, {side} pixels, {self._mode or 'float32'}"
+
+    @property
+    def _mode(self) -> str:
         from cyclediff.runtime.precision import precision_mode
 
-        node = self.cfg.task.model
-        return f"{Path(node.path).stem}, {self.cfg.protocol.size} pixels, {precision_mode([node]) or 'float32'}"
+        return precision_mode([{"dtype": self.cfg.task.model.dtype, "compile_mode": self.cfg.compile_mode}])
 
     def begin(self, execution: Execution, missing: int) -> Mapping[str, Any]:
         """Print an estimate of the time, and ask where it is long."""
@@ -168,10 +180,12 @@ class Edit:
         shared = self.cfg.selection.shared_encoding
         with user_errors():
             rows = count_rows(
-                self.method, self.model.schedule, self.grid, execution.batch_size, shared, self.cfg.inside_masks
-            )
+                self.method, self.model.schedule, self.grid, execution.batch_size, shared, self.cfg.inside_masks,
+                self.model.abilities,
+            )  # fmt: skip
+        side, size = square_like(self.sources, self.model.multiple, mean), execution.batch_size
         distributed.from_first(
-            lambda: require_patience(self.cfg, self.model, self.device, self.parts, rows, missing, execution.batch_size)
+            lambda: require_patience(self.cfg, self.model, self.device, self.parts, rows, missing, size, side)
         )
         random = [part for part, w in self.weights.items() if carries_mark(w.path)]
         notes: dict[str, Any] = {
@@ -184,11 +198,24 @@ class Edit:
             },
             "network_rows_per_image": rows,
         }
+        if missing >= round_trip.FEWEST:
+            notes |= round_trip.noted(self.cfg.method.name, distributed.from_first(lambda: self.round_trip(execution)))
         return notes if self.decibels is None else notes | {"psnr_to_float32": self.decibels}
 
+    def round_trip(self, execution: Execution) -> "RoundTrip | None":
+        """What comes back of the first image under its own text; None where the method promises nothing."""
+        if not round_trip.promise(self.method):
+            return None
+        first = self.sources.source.ids[0]
+        inputs = self.read([first])
+        method, text = round_trip.neutral(self._method(inputs)), self.texts[first][0]
+        got, shown, image = round_trip.edited_to_itself(method, self.model, first, text, inputs, self.grid, execution)
+        is_float32 = self.cfg.task.model.dtype == "float32"
+        return round_trip.compare(self.method, first, got, shown, image, is_float32)
+
     def read(self, ids: Sequence[str]) -> "Tensor":
-        """Source images, uint8 (n, 3, h, w)."""
-        return self.sources.read(ids, self.device)
+        """Source images as the model sees them, uint8 (n, 3, h, w)."""
+        return self.sources.read(ids, self.device, self.model.multiple)
 
     def make(
         self, ids: Sequence[str], inputs: "Tensor", size: int, execution: Execution, meter: "Meter"
@@ -196,11 +223,13 @@ class Edit:
         """Edit images: every candidate of each, of which the best is kept."""
         from cyclediff.studies.editing import best_candidates, encoded
 
-        edits = encoded(self.model, ids, self.texts, inputs, self._masks(ids), execution, meter)
+        edits = encoded(self.model, ids, self.texts, inputs, self._masks(ids), execution, meter, self.words)
         shared, metric = self.cfg.selection.shared_encoding, self.cfg.selection.metric
         watched = meter.watch(self.model, "text-to-image")
-        best = best_candidates(self.method, watched, edits, self.grid, shared, metric, self.scores, size, meter)
-        return [{"images": picture, "candidates": rows} for picture, rows in best]
+        method = self._method(inputs)
+        best = best_candidates(method, watched, edits, self.grid, shared, metric, self.scores, size, meter)
+        pictures = self.sources.shaped([picture for picture, _ in best], ids)
+        return [{"images": picture, "candidates": rows} for picture, (_, rows) in zip(pictures, best, strict=True)]
 
     def finish(self, folder: Path, batches: Sequence[Mapping[str, Any]], device: "torch.device") -> Scored:
         """Score the pictures; beside each score stands its mean over all candidates, ranked ones being optimistic."""
@@ -220,44 +249,41 @@ class Edit:
             ValueError: if they are out of range.
         """
         selection: Any = OmegaConf.to_container(self.cfg.selection, resolve=True)
-        return Grid(selection["trials"], **{key: tuple(values) for key, values in selection["grid"].items()})
+        grid = {key: tuple(values) for key, values in selection["grid"].items()}
+        return Grid(selection["trials"], **grid, prune=read_prune(selection["prune"]))
+
+    def _method(self, images: "Tensor") -> Any:
+        """The method for images (n, 3, h, w); attention control at their own size acts in the layers that it is for."""
+        if self.sources.fit != NATIVE or not self.cfg.method.get("attention"):
+            return self.method
+        trained, height, width = (side // self.model.factor for side in (self.model.size, *images.shape[2:]))
+        return replace(self.method, attention=self.method.attention.at_size(trained, height, width))
 
     def _require_words(self) -> None:
         """Require that the words that attention control names are in the texts, where they do something."""
         from cyclediff.attention_control import AttentionControl
 
+        self.words: Mapping[str, tuple[str, str]] = {}
         if self.cfg.method.get("attention") and isinstance(self.method.attention, AttentionControl):
             sources, targets = zip(*self.texts.values(), strict=True)
             with user_errors():
                 self.method.attention.require_words(targets, sources)
-
-    def _require_masks(self) -> None:
-        """Require that each image has a mask and the method keeps to it, where edits stay inside masks."""
-        if not self.cfg.inside_masks:
-            return
-        if not getattr(self.method, "takes_region", False):
-            raise UserError(
-                f"{self.cfg.method.name} cannot keep an edit inside a mask; choose another method, as cyclediffusion, "
-                "or inside_masks=false"
-            )
-        without = [item for item, edit in self.edits.items() if edit.mask is None]
-        if without:
-            raise UserError(
-                f"inside_masks=true needs a mask of each image, and {len(without)} of {len(self.edits)} have "
-                f"none, the first {without[0]}; give them one (column mask), or leave it out"
-            )
+            if self.method.attention.listed:
+                self.words = listed_words(self.method.attention.listed, self.sources.source, self.texts)
 
     def _masks(self, ids: Sequence[str]) -> "Tensor | None":
-        """Where images may change, bool (n, 1, h, w); None for everywhere."""
+        """Where images may change, as the model sees them, bool (n, 1, h, w); None for everywhere."""
         import torch
 
         from eval.metrics.editing import read_mask
 
         if not self.cfg.inside_masks:
             return None
-        size = (self.cfg.protocol.size,) * 2
-        paths = [mask for item in ids if (mask := self.edits[item].mask)]
-        return torch.stack([read_mask(path, size) for path in paths])[:, None].to(self.device)
+        size, multiple = (self.cfg.protocol.size,) * 2, self.model.multiple
+        paths = {item: mask for item in ids if (mask := self.edits[item].mask)}
+        masks = {item: read_mask(path, self.sources.shapes.get(item, size)) for item, path in paths.items()}
+        found = [self.sources.padded(mask[None, None], item, multiple) for item, mask in masks.items()]
+        return torch.cat(found).to(self.device)
 
     def _read_texts(self, ranking: "ClipScorer") -> None:
         """Warn of what the CLIP that ranks candidates cannot read, before the slow part."""
@@ -275,23 +301,27 @@ class Edit:
         more = {"revision": found.commit} if found.commit else {}
         return load_network(self.cfg.task.model, path=str(found.path), device=str(self.device), dtype="float32", **more)
 
-    def _cast_within_bound(self, dtype: str) -> float:
+    def _cast_within_bound(self) -> float:
         """Make some images in float32, cast the model, and make them again: one network is in memory at a time."""
         from cyclediff.runtime.execution import noise_device
         from cyclediff.runtime.precision import IMAGES, require_precision
         from cyclediff.studies.editing import first_candidates
 
-        ids, shared = self.sources.source.ids[:IMAGES], self.cfg.selection.shared_encoding
+        kinds, every, shared = self.sources.kinds, self.sources.source.ids, self.cfg.selection.shared_encoding
+        ids = [item for item in every if kinds.get(item) == kinds.get(every[0])][:IMAGES]
+        mode = self.cfg.task.model.dtype, self.cfg.compile_mode
         execution = Execution(self.cfg.seed, IMAGES, self.device, noise_device(self.cfg, self.device))
 
         def sample(exactly: bool) -> "Tensor":
             if not exactly:
-                self.model = self.model.cast(dtype)
+                self.model = self.model.cast(*mode)
+            read, masks = self.read(ids), self._masks(ids)
+            method = self._method(read)
             return first_candidates(
-                self.method, self.model, ids, self.texts, self.read(ids), self._masks(ids), self.grid, shared, execution
+                method, self.model, ids, self.texts, read, masks, self.grid, shared, execution, self.words
             )
 
-        found = distributed.from_first(lambda: require_precision(self.cfg.method.name, dtype, sample))
+        found = distributed.from_first(lambda: require_precision(self.cfg.method.name, self._mode, sample))
         if not distributed.is_first():
-            self.model = self.model.cast(dtype)
+            self.model = self.model.cast(*mode)
         return found

@@ -15,9 +15,11 @@ from cyclediff.errors import UserError
 from cyclediff.models.text_to_image import TextModel
 from cyclediff.runtime import distributed
 from cyclediff.runtime.meter import Meter
+from cyclediff.runtime.progress import format_duration
 from cyclediff.runtime.study import Execution
+from cyclediff.shared_encoding import Pruning
 from cyclediff.studies.candidates import Edits, Unit, edit, split
-from cyclediff.studies.selection import Grid, rank
+from cyclediff.studies.selection import Grid, Prune, rank
 
 POSTERIOR = -1  # the trial that keys the codec's noise, drawn once an image for all its candidates
 Scores = Callable[[Sequence[str], Tensor], Mapping[str, Tensor]]
@@ -31,8 +33,9 @@ def encoded(
     masks: Tensor | None,
     execution: Execution,
     meter: Meter,
+    words: Mapping[str, tuple[str, str]] | None = None,
 ) -> Edits:
-    """The latents of source images, uint8 (n, 3, h, w), with their texts and masks, bool (n, 1, h, w).
+    """The latents of source images, uint8 (n, 3, h, w), with their texts, masks, bool (n, 1, h, w), and listed words.
 
     A latent may change if any of its pixels may.
     """
@@ -42,7 +45,8 @@ def encoded(
     region = masks
     if masks is not None:
         region = F.max_pool2d(masks.to(x0), masks.shape[-1] // x0.shape[-1]).bool()
-    return Edits(ids, [texts[i] for i in ids], x0, execution.seed, execution.noise_device, region)
+    listed = [words.get(i, ("", "")) for i in ids] if words else None
+    return Edits(ids, [texts[i] for i in ids], x0, execution.seed, execution.noise_device, region, listed)
 
 
 def best_candidates(
@@ -62,7 +66,7 @@ def best_candidates(
         method: a method that works on texts.
         model: the text-to-image model.
         edits: the images.
-        grid: the candidates of each.
+        grid: the candidates of each; rows of those that are dropped have no scores, and `dropped` is true.
         shared_encoding: see `candidates.edit`.
         metric: the column of `scores` by which the best is chosen.
         scores: (ids, edited images uint8 (n, 3, h, w)) → columns of (n,), with `<metric>_defined` where a score can be
@@ -75,11 +79,9 @@ def best_candidates(
     """
     best: dict[int, tuple[Any, Tensor]] = {}
     rows: list[list[dict[str, Any]]] = [[] for _ in edits.ids]
-    for units in split(method, grid, len(edits.ids), size, shared_encoding):
-        try:
-            latents = edit(method, model, edits, grid, units, shared_encoding)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+
+    def judged(latents: Tensor, units: Sequence[Unit]) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Pictures of some candidates' latents, uint8, and their rows."""
         _require_finite(latents, edits, units, method.name)
         with meter.stage("decoder"):
             decoded = torch.cat([model.decode(part) for part in latents.split(max(1, size // 4))])
@@ -87,17 +89,54 @@ def best_candidates(
         made = to_uint8(decoded, ids)
         with meter.stage("scores of candidates"):
             columns = scores(ids, made) if scores else {}
-        for k, (image, candidate) in enumerate(units):
-            numbers = {key: value[k].item() for key, value in columns.items()}
-            row = candidate.record() | {key: None if x != x else x for key, x in numbers.items()}  # x != x: NaN
-            rows[image].append(row)
+        numbers = [{key: value[k].item() for key, value in columns.items()} for k in range(len(units))]
+        kept = [{key: None if x != x else x for key, x in each.items()} for each in numbers]  # x != x: NaN
+        return made, [candidate.record() | each for (_, candidate), each in zip(units, kept, strict=True)]
+
+    for units in split(method, grid, len(edits.ids), size, shared_encoding):
+        dropped: set[int] = set()
+        pruning = grid.prune and _pruning(grid.prune, method.num_steps, units, judged, metric, dropped)
+        try:
+            latents = edit(method, model, edits, grid, units, shared_encoding, pruning)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        ended = [i for i in range(len(units)) if i not in dropped]
+        made, found = judged(latents if not dropped else latents[ended], [units[i] for i in ended])
+        for picture, row, i in zip(made, found, ended, strict=True):
+            image = units[i][0]
+            rows[image].append(row | ({"dropped": False} if grid.prune else {}))
             if image not in best or rank(row, metric) > best[image][0]:
-                best[image] = rank(row, metric), made[k].cpu()
+                best[image] = rank(row, metric), picture.cpu()
+        for i in sorted(dropped):
+            rows[units[i][0]].append(dict.fromkeys(found[0]) | units[i][1].record() | {"dropped": True})
     for image, found in enumerate(rows):
         found.sort(key=lambda row: row["index"])
         for row in found:
             row["chosen"] = -best[image][0][2] == row["index"]
     return [(best[image][1], found) for image, found in enumerate(rows)]
+
+
+def _pruning(
+    prune: Prune,
+    num_steps: int,
+    units: Sequence[Unit],
+    judged: Callable[[Tensor, Sequence[Unit]], tuple[Tensor, list[dict[str, Any]]]],
+    metric: str,
+    dropped: set[int],
+) -> Pruning:
+    """Rank candidates by the picture that they would become; notes the numbers of those that are dropped."""
+
+    def keep(x0_hat: Tensor, numbers: Sequence[int]) -> set[int]:
+        _, rows = judged(x0_hat, [units[i] for i in numbers])
+        of_image: dict[int, list[tuple[Any, int]]] = {}
+        for i, row in zip(numbers, rows, strict=True):
+            of_image.setdefault(units[i][0], []).append((rank(row, metric), i))
+        best = [sorted(group, reverse=True)[: prune.count(len(group))] for group in of_image.values()]
+        kept = {i for group in best for _, i in group}
+        dropped.update(set(numbers) - kept)
+        return kept
+
+    return Pruning(prune.steps(num_steps), keep)
 
 
 def _require_finite(latents: Tensor, edits: Edits, units: Sequence[Unit], name: str) -> None:
@@ -121,9 +160,10 @@ def first_candidates(
     grid: Grid,
     shared_encoding: bool,
     execution: Execution,
+    words: Mapping[str, tuple[str, str]] | None = None,
 ) -> Tensor:
     """Images, each edited as its first candidate, (n, 3, h, w) in [-1, 1]."""
-    edits = encoded(model, ids, texts, images, masks, execution, Meter(ids, lambda: None))
+    edits = encoded(model, ids, texts, images, masks, execution, Meter(ids, lambda: None), words)
     units = [(image, grid.candidates()[0]) for image in range(len(ids))]
     return model.decode(edit(method, model, edits, grid, units, shared_encoding))
 
@@ -131,14 +171,21 @@ def first_candidates(
 @torch.no_grad()
 def evaluate(model: TextModel, rows: int, size: int, device: torch.device) -> None:
     """Evaluate the network once on so many rows for images of a size, to measure what that takes."""
-    side = size // model.multiple
+    side = size // model.factor
     denoiser = model.condition(["a measurement"] * rows)
     xt = torch.zeros(rows, model.vae.config.latent_channels, side, side, device=device)
     denoiser(xt, model.schedule.at(model.schedule.num_train // 2)).x0.sum().item()  # .item() waits for a GPU
 
 
 def require_patience(
-    cfg: DictConfig, model: TextModel, device: torch.device, candidates: int, rows: int, missing: int, size: int
+    cfg: DictConfig,
+    model: TextModel,
+    device: torch.device,
+    candidates: int,
+    rows: int,
+    missing: int,
+    size: int,
+    side: int,
 ) -> None:
     """Print how long the run will take, and require a confirmation where that is long.
 
@@ -150,6 +197,7 @@ def require_patience(
         rows: evaluations of the network that an image takes.
         missing: images to be made.
         size: candidates that go through the network at once.
+        side: height and width of the images, on an average.
 
     Raises:
         UserError: if it takes longer than `confirm_above` hours and is not confirmed.
@@ -158,15 +206,15 @@ def require_patience(
     def seconds_per_row(together: int) -> float:
         def once() -> float:
             began = time.perf_counter()
-            evaluate(model, together, cfg.protocol.size, device)
+            evaluate(model, together, side, device)
             return time.perf_counter() - began
 
         return min(once(), once()) / together
 
-    hours = missing and missing * rows * seconds_per_row(min(rows, 3 * size)) / distributed.world() / 3600
-    duration = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    seconds = missing and missing * rows * seconds_per_row(min(rows, 3 * size)) / distributed.world()
     about = f"{candidates} candidate{'s' * (candidates > 1)}, {rows} network rows an image, {missing} images to do"
-    print(f"{cfg.method.name}: {about}: about {duration} on this {device.type}")
+    print(f"{cfg.method.name}: {about}: about {format_duration(seconds)} on this {device.type}")
+    hours = seconds / 3600
     if hours > cfg.confirm_above and not cfg.confirm:
         raise UserError(
             f"{cfg.method.name} would take about {hours:.1f} hours, more than confirm_above={cfg.confirm_above}; "

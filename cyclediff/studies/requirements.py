@@ -123,7 +123,18 @@ def find_weights(nodes: Mapping[str, Any]) -> dict[str, Weights]:
             found[part] = Weights(path)
         elif path is not None and (repository := repository_of(node)):
             found[part] = Weights(Path(node.path), commit_of(repository))
+        if config := node.get("config"):  # where the configurations and tokenizers of a single file are
+            here = locate(config).exists()
+            found[f"{part}'s config"] = Weights(locate(config)) if here else Weights(Path(config), commit_of(config))
+        if lora := node.get("lora"):
+            found[f"{part}'s lora"] = Weights(_lora_file(lora))
     return found
+
+
+def _lora_file(lora: str) -> Path:
+    if not locate(lora).is_file():
+        raise UserError(f"{lora} is not there; task.model.lora names the .safetensors file of a LoRA")
+    return locate(lora)
 
 
 def repository_of(node: Any) -> str | None:

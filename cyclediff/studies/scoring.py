@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from cyclediff.data.assets import fingerprint, locate
+from cyclediff.data.fitting import PAD
 from cyclediff.data.hub import commit_of
 from cyclediff.errors import UserError
 from cyclediff.runtime.identity import score_settings
 from cyclediff.runtime.settings import user_errors
 from cyclediff.runtime.study import Scored
-from cyclediff.studies.context import Context, load_network
+from cyclediff.studies.context import Context, get_class, load_network
 from cyclediff.studies.sources import Sources
 
 if TYPE_CHECKING:
+    from eval.metrics.own import OwnMetric
     from eval.protocols import Protocol
 
 HUB, OPENAI = "hf-hub:", "openai"  # prefix and name by which a network is found that is no file here
@@ -67,6 +69,7 @@ def score_identity(context: Context, sources: Sources) -> dict[str, Any]:
     found |= {part: clip_fingerprint(cfg.protocol[part], context) for part in _others(cfg, sources)}
     if cfg.protocol.clip:
         found["clip"] = clip_fingerprint(cfg.protocol.clip, context)
+    found |= {f"own.{key}": one.full_protocol for key, one in own_metrics(cfg).items()}
     return score_settings(cfg) | {"weights": found, "data": sources.score_identity()}
 
 
@@ -97,9 +100,9 @@ def load_protocol(cfg: DictConfig, sources: Sources, device: str) -> "Protocol":
         networks_of(sets)
         clip = load_network(node.clip, path=clip_path(node.clip), device=device) if node.clip else None
         others = {p: load_network(node[p], path=clip_path(node[p]), device=device) for p in _others(cfg, sources)}
-        return Protocol(
+        found = Protocol(
             name=node.name,
-            size=node.size,
+            size=None if sources.shape else node.size,
             resize=node.resize,
             features=network("features"),
             reference=reference.name if reference else "",
@@ -112,7 +115,47 @@ def load_protocol(cfg: DictConfig, sources: Sources, device: str) -> "Protocol":
             set_features={part: others[part] for part in others if part != "dino"},
             pie=pie() if node.get("rules") else None,
             emu_edit=others.get("dino"),
+            own=own_metrics(cfg),
+            shape=f"{sources.shape}/{node.resize}" if sources.fit == PAD else sources.shape,
         )
+    require_sides(sources, found)
+    return found
+
+
+def require_sides(sources: Sources, protocol: "Protocol") -> None:
+    """Require that images that keep their shape are large enough for every metric.
+
+    Raises:
+        UserError: if one is not.
+    """
+    from eval.metrics.pairwise import SSIM_WINDOW
+
+    networks = [protocol.lpips, *((protocol.pie.lpips, protocol.pie.official_lpips) if protocol.pie else ())]
+    least = max([SSIM_WINDOW, *(network.smallest for network in networks if network)])
+    small = {item: shape for item, shape in sources.shapes.items() if min(shape) < least}
+    if small:
+        item, (height, width) = next(iter(small.items()))
+        raise UserError(
+            f"{len(small)} images have sides of less than {least} pixels under data.fit={sources.fit} ({item}: {width}×"
+            f"{height}), too few for metrics of {protocol.name}; leave them out, or choose data.fit=crop"
+        )
+
+
+def own_metrics(cfg: DictConfig) -> "dict[str, OwnMetric]":
+    """The metrics of `protocol.own`, from outside of this project.
+
+    Raises:
+        UserError: if one cannot be imported or is none.
+    """
+    from eval.metrics.own import OwnMetric
+
+    found = {}
+    for key, node in (cfg.protocol.get("own") or {}).items():
+        one: Any = get_class(node._target_)
+        found[key] = one() if callable(one) else one
+        if not isinstance(found[key], OwnMetric):
+            raise UserError(f"protocol.own.{key}._target_={node._target_} is no metric; it must give an OwnMetric")
+    return found
 
 
 def score_pictures(

@@ -38,6 +38,47 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Prune:
+    """When candidates are ranked by what they would become, and how many of them go on.
+
+    Args:
+        at: shares of the sampler's steps that are still to be made, each between 0 and 1.
+        keep: share of an image's candidates in a batch that go on, above 0 and below 1; one at least.
+    """
+
+    at: tuple[float, ...]
+    keep: float
+
+    def __post_init__(self):
+        if not self.at or not all(0 < share < 1 for share in self.at):
+            raise ValueError(f"selection.prune.at must be a list of numbers between 0 and 1; got {list(self.at)}")
+        if not 0 < self.keep < 1:
+            raise ValueError(f"selection.prune.keep must be between 0 and 1; got {self.keep}")
+
+    def steps(self, num_steps: int) -> list[int]:
+        """The numbers of steps left at which candidates are ranked."""
+        return sorted({max(1, round(share * num_steps)) for share in self.at})
+
+    def count(self, candidates: int) -> int:
+        """How many of so many go on."""
+        return max(1, round(self.keep * candidates))
+
+
+def read_prune(asked: Any) -> Prune | None:
+    """`selection.prune` of the configuration.
+
+    Raises:
+        ValueError: if it is no {at: [SHARE, …], keep: SHARE} with shares in range.
+    """
+    if asked is None:
+        return None
+    match asked:
+        case {"at": list(at), "keep": float(keep), **more} if not more and all(isinstance(x, float) for x in at):
+            return Prune(tuple(at), keep)
+    raise ValueError(f"selection.prune must be null or such as {{at: [0.3], keep: 0.5}}; got {asked}")
+
+
+@dataclass(frozen=True)
 class Grid:
     """The candidates of an edit: all combinations.
 
@@ -46,12 +87,14 @@ class Grid:
         source_guidance: guidance scales of the encoder.
         skip: numbers of timesteps that are left out at the noisy end.
         guidance: guidance scales of the decoder.
+        prune: when some of them are dropped; None for never.
     """
 
     trials: int
     source_guidance: tuple[float, ...]
     skip: tuple[int, ...]
     guidance: tuple[float, ...]
+    prune: Prune | None = None
     SETTINGS: ClassVar[tuple[str, ...]] = ("trial", "source_guidance", "skip", "guidance")
 
     def __post_init__(self):
@@ -94,8 +137,13 @@ def grid_for(asked: Grid, method: Any) -> Grid:
         method: see `Method`. One that always starts at pure noise, and draws none, has one trial and no skip.
 
     Raises:
-        ValueError: if a skip leaves no timestep.
+        ValueError: if a skip leaves no timestep, or candidates should be dropped that cannot.
     """
+    if asked.prune and (len(asked.candidates()) == 1 or not method.inverts or method.attention):
+        raise ValueError(
+            "selection.prune drops some of several candidates of cyclediffusion without attention control; got "
+            f"{method.name} and {len(asked.candidates())}, leave it out (selection.prune=null)"
+        )
     if max(asked.skip) >= method.num_steps:
         raise ValueError(
             f"selection.grid.skip must be less than the {method.num_steps} timesteps of {method.name}; "
@@ -112,6 +160,8 @@ def with_unselected(scored: Scored, candidates: Sequence[Mapping[str, Any]], wit
         candidates: all of them, with their scores.
         without: metrics of which candidates have another kind of score.
     """
+    if any(row.get("dropped") for row in candidates):
+        return scored  # a mean over those that were kept would be one of chosen ones
     metrics = {}
     for key, entry in scored.metrics.items():
         found = [row[key] for row in candidates if row.get(key) is not None] if key not in without else []

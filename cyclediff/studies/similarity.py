@@ -115,6 +115,8 @@ class Similarity:
         self.models = {part: self._model(part) for part in self.nodes}
         for part, model in self.models.items():
             require_image_size(model, self.cfg.protocol.size, f"the {part} model", "protocol.size")
+        if self.with_texts:
+            self.models["model"] = self.models["model"].for_size(self.cfg.protocol.size)
         self.texts = read_prompts(self.sources.source) if self.with_texts else {}
 
     def evaluate(self, count: int) -> None:
@@ -141,11 +143,9 @@ class Similarity:
         from cyclediff.studies.editing import require_patience
 
         if self.with_texts:
-            rows = self._rows() * self.method.T_es
+            rows, size, side = self._rows() * self.method.T_es, execution.batch_size, self.cfg.protocol.size
             distributed.from_first(
-                lambda: require_patience(
-                    self.cfg, self.models["model"], self.device, 1, rows, missing, execution.batch_size
-                )
+                lambda: require_patience(self.cfg, self.models["model"], self.device, 1, rows, missing, size, side)
             )
         return {"random_weights": [part for part, w in self.weights.items() if carries_mark(w.path)]}
 
@@ -207,8 +207,9 @@ class Similarity:
         """Rows of the networks that an image takes in a step: one of the source and two of the target, each guided."""
         if not self.with_texts:
             return 3
-        study = self.cfg.study
-        return sum(2 - (scale in (0, 1)) for scale in (study.source_guidance, study.guidance, study.guidance))
+        study, reads_scale = self.cfg.study, self.models["model"].abilities.reads_scale
+        scales = (study.source_guidance, study.guidance, study.guidance)
+        return sum(2 - (reads_scale or scale in (0, 1)) for scale in scales)
 
     def _model(self, part: str) -> Any:
         found = self.weights[part]

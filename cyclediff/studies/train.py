@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FOLDER = "training"  # of a run: the checkpoint, and what is made on the way
 DTYPES = ("float32", "float16")
-SHOWN = 8  # images on a sheet
+SHOWN, ROW = 8, 4  # images on a sheet, and in one of its rows, below which are their results
 
 
 class Train:
@@ -187,6 +187,7 @@ class Train:
     def _snapshot(self, networks: "Mapping[str, nn.Module]", size: int) -> tuple["Tensor", Mapping[str, Any]]:
         """Translate the images that are scored; returns a sheet, uint8 (3, h, w), and the metrics."""
         import torch
+        import torch.nn.functional as F
 
         from cyclediff.data.images import from_uint8, to_pil, to_uint8, write_png
 
@@ -203,5 +204,7 @@ class Train:
 
         distributed.from_first(write)  # scoring is shared by all processes
         scored = scoring.score_pictures(folder, self.sources, self.protocol, self.context.cache, {})
-        shown = torch.stack((self.sources.read(source.ids[:SHOWN], torch.device("cpu")), pictures[:SHOWN]))
-        return shown.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2), scored.metrics
+        sources = self.sources.read(source.ids[:SHOWN], torch.device("cpu"))
+        pairs = zip(sources.split(ROW), pictures[:SHOWN].split(ROW), strict=True)
+        rows = [torch.cat(part.unbind(), -1) for pair in pairs for part in pair]
+        return torch.cat([F.pad(row, (0, rows[0].shape[-1] - row.shape[-1])) for row in rows], -2), scored.metrics

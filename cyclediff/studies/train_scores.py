@@ -40,7 +40,7 @@ def score(snapshots: Snapshots) -> Scored:
 
 
 def _plain(header: str, digits: int, value: float) -> Mapping[str, Any]:
-    return Metric(header, digits, higher_is_better=False).entry(
+    return Metric(header, digits, higher_is_better=None).entry(
         f"{PROTOCOL}/{header}", value=value, ci95=None, n=1, n_reference=None
     )
 

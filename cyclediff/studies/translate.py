@@ -12,9 +12,10 @@ from cyclediff.pets.folders import PETS
 from cyclediff.runtime import distributed
 from cyclediff.runtime.artifacts import Artifact, Pictures
 from cyclediff.runtime.identity import artifact_settings
+from cyclediff.runtime.progress import format_duration
 from cyclediff.runtime.settings import require_whole_number
 from cyclediff.runtime.study import Execution, Items, Scored
-from cyclediff.studies import requirements, scoring
+from cyclediff.studies import requirements, round_trip, scoring
 from cyclediff.studies.context import Context, build_method, load_network, require_image_size
 from cyclediff.studies.given import Given
 from cyclediff.studies.sources import Sources, prepare_images, prepare_texts_and_images
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cyclediff.runtime.meter import Meter
+    from cyclediff.studies.round_trip import RoundTrip
 
 SIDES = ("source", "target")
+ALONE = 1 << 20  # parts of an image that is a batch
 NODES = {  # part → key of the task
     "source": "source_model", "target": "target_model",
     "extractor": "extractor", "vit": "vit", "clip": "clip", "identity": "identity", "generator": "generator",
@@ -55,8 +58,8 @@ class Translate:
 
     @property
     def parts(self) -> int:
-        """One translation of each image."""
-        return 1
+        """One translation of each image; more than any batch holds where a method works on one image at a time."""
+        return ALONE if getattr(self.method, "one_by_one", False) else 1
 
     def needs(self) -> None:
         """See `Study.needs`."""
@@ -110,7 +113,7 @@ class Translate:
 
     def items(self) -> Items:
         """The images of the source."""
-        return Items(self.sources.source.ids, self.sources.record())
+        return Items(self.sources.source.ids, self.sources.record(), self.sources.kinds)
 
     def identity(self) -> Mapping[str, Any]:
         """See `Study.identity`."""
@@ -192,11 +195,48 @@ class Translate:
             meter = Meter(ids, lambda: None)
             return self._translated(self.method, denoisers, ids, self.read(ids), execution, meter)
 
+        if missing and getattr(self.method, "one_by_one", False):
+            notes["estimate"] = distributed.from_first(lambda: self._estimate(missing))
         if mode and missing:
             notes["psnr_to_float32"] = distributed.from_first(
                 lambda: require_precision(self.cfg.method.name, mode, sample)
             )
+        if missing >= round_trip.FEWEST:
+            notes |= round_trip.noted(self.cfg.method.name, distributed.from_first(lambda: self.round_trip(execution)))
         return notes
+
+    def round_trip(self, execution: Execution) -> "RoundTrip | None":
+        """What comes back of the first image where the target is the source; None where the method promises nothing."""
+        import torch
+
+        from cyclediff.data.images import from_uint8
+        from cyclediff.runtime.meter import Meter
+        from cyclediff.runtime.precision import precision_mode
+
+        if not round_trip.promise(self.method):
+            return None
+        ids, method = self.sources.source.ids[:1], round_trip.neutral(self.method)
+        inputs, source = self.read(ids), self.models["source"].condition()
+        with torch.no_grad():
+            meter = Meter(ids, lambda: None)
+            got = self._translated(method, {"source": source, "target": source}, ids, inputs, execution, meter)
+        image = from_uint8(inputs.to(execution.device))
+        is_float32 = precision_mode(self.nodes[side] for side in self.models) is None
+        return round_trip.compare(self.method, ids[0], got, image, image, is_float32)
+
+    def _estimate(self, missing: int) -> Mapping[str, float]:
+        """Print what a method that is trained on each image will take."""
+        import torch
+
+        size, steps = self.cfg.protocol.size, self.method.num_steps
+        seconds, kept = self.method.measure(torch.zeros(1, 3, size, size, device=self.device))
+        total = missing * seconds / distributed.world()
+        print(
+            f"{self.cfg.method.name}: {steps} steps an image, about {format_duration(seconds)} and "
+            f"{kept / 2**20:.0f} MiB for gradients; {missing} images to do: about {format_duration(total)} on this "
+            f"{self.device.type}"
+        )
+        return {"seconds_per_image": seconds, "gradient_mib": kept / 2**20}
 
     def read(self, ids: Sequence[str]) -> "Tensor":
         """Source images, uint8 (n, 3, h, w)."""
@@ -212,7 +252,7 @@ class Translate:
         guidance = {p: counted(getattr(self.method, p), p, meter) for p in self.method.needs if p not in SIDES}
         method = replace(self.method, **guidance) if guidance else self.method
         images = self._translated(method, denoisers, ids, inputs, execution, meter)
-        return [{"images": image} for image in to_uint8(images, ids)]
+        return [{"images": image} for image in self.sources.shaped(list(to_uint8(images, ids)), ids)]
 
     def _translated(
         self,

@@ -94,6 +94,7 @@ def distances(
     chosen = chosen_metrics(protocol.sets, protocol.infinity, protocol.kid_subset)
     headers = PETS_METRICS if protocol.judge else METRICS
     metrics, replicates = {}, {}
+    prepared = f"{protocol.shape}/" if protocol.shape else ""  # of the results; the reference's is in its name
     for key, (network, metric) in chosen.items():
         target = targets.get(network)
         if target is None or (isinstance(target, Statistics) and not metric.statistics):
@@ -104,7 +105,7 @@ def distances(
         if value is not None and metric.replicates is not None:
             replicates[key] = metric.replicates(seen, target, resamples(len(seen), RESAMPLES)).tolist()
         metrics[key] = headers[key].entry(
-            f"{metric.name}/{protocol.extractors[network].protocol}/vs-{protocol.reference}",
+            f"{metric.name}/{protocol.extractors[network].protocol}/{prepared}vs-{protocol.reference}",
             value=value,
             ci95=interval(value, torch.tensor(replicates[key])) if value is not None and key in replicates else None,
             n=len(seen),

@@ -54,7 +54,8 @@ def columns(edits: Sequence[Edit], truth: bool, protocol: Protocol) -> dict[str,
         truth: whether the true results are known.
         protocol: how to score.
     """
-    faithful = f"png{protocol.size or ''}/{protocol.resize}/per-image-mean"
+    prepared = f"-{protocol.shape}" if protocol.shape else f"{protocol.size or ''}/{protocol.resize}"
+    faithful = f"png{prepared}/per-image-mean"
     if protocol.emu_edit:
         return emu_columns(protocol.emu_edit, protocol.clip, faithful)
     if not _is_plain(protocol):
@@ -80,7 +81,9 @@ def columns(edits: Sequence[Edit], truth: bool, protocol: Protocol) -> dict[str,
         found |= pie_columns(protocol.pie, edits, protocol.clip, faithful)
     elif any(edit.mask for edit in edits) and not judged:
         found |= background_columns(faithful, protocol.lpips)
-    return found
+    if taken := found.keys() & protocol.own.keys():
+        raise ValueError(f"protocol.own names {min(taken)}, which is a metric of this project; give yours another name")
+    return found | {key: (one.column, one.full_protocol) for key, one in protocol.own.items()}
 
 
 def _is_plain(protocol: Protocol) -> bool:
@@ -168,4 +171,4 @@ def _scores(
         values["lpips"] = protocol.lpips(images, sources)
     if edits and not protocol.judge and not protocol.pie:
         values |= background_scores(images, sources, edits, protocol.lpips)
-    return values
+    return values | {key: one.values(images, sources) for key, one in protocol.own.items()}

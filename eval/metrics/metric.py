@@ -13,13 +13,13 @@ class Metric:
     Args:
         header: its name, with the unit and the scale.
         digits: after the point.
-        higher_is_better: whether more is better.
+        higher_is_better: whether more is better; None where nothing is.
         scale: by which a table multiplies the value.
     """
 
     header: str
     digits: int
-    higher_is_better: bool
+    higher_is_better: bool | None
     scale: float = 1.0
 
     def entry(

@@ -64,7 +64,7 @@ def mark(rows: Sequence[TableRow]) -> None:
     """Write into each row which of its values are the best of their column or tied with it."""
     for key in dict.fromkeys(key for row in rows for key in row.metrics):
         known = [row for row in rows if key in row.metrics and row.metrics[key]["value"] is not None]
-        if len(known) < 2:
+        if len(known) < 2 or known[0].metrics[key]["higher_is_better"] is None:
             continue
         sign = 1 if known[0].metrics[key]["higher_is_better"] else -1
         best = max(known, key=lambda row: sign * _value(row, key))

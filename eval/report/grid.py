@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-TILE = 128  # pixels on the page; small images are enlarged to it without smoothing
+TILE = 128  # pixels of an image's longer side on the page; small images are enlarged to it without smoothing
 GAP = 6
 LABEL = 150  # at least
 FONT = 17
@@ -38,8 +38,11 @@ def draw_grid(rows: list[tuple[str, Path]], count: int = 8, captions: Mapping[st
         draw.text((left - 2 * GAP, top + TILE / 2), text, "black", font, anchor="rm", align="right")
         for column, stem in enumerate(stems):
             with Image.open(folder / f"{stem}.png") as file:
-                how = Image.Resampling.NEAREST if file.width < TILE else Image.Resampling.LANCZOS
-                page.paste(file.convert("RGB").resize((TILE, TILE), how), (left + column * (TILE + GAP), top))
+                longer = max(file.size)
+                how = Image.Resampling.NEAREST if longer < TILE else Image.Resampling.LANCZOS
+                width, height = (max(1, round(side * TILE / longer)) for side in file.size)
+                place = left + column * (TILE + GAP) + (TILE - width) // 2, top + (TILE - height) // 2
+                page.paste(file.convert("RGB").resize((width, height), how), place)
     return page
 
 

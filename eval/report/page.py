@@ -17,6 +17,7 @@ from eval.report.charts import Axis, draw_chart
 from eval.report.comparison import format_support
 from eval.report.curves import draw_curves, legend_entry
 from eval.report.gallery import list_pngs, make_gallery, readable
+from eval.report.reproduction import lines_of
 from eval.report.rows import Entry, Running, TableRow
 from eval.report.sections import (
     FORWARDS,
@@ -34,6 +35,7 @@ from eval.report.tradeoff import curves, shares
 
 TEMPLATES = Path(__file__).parent / "templates"
 BUDGET = 13_000_000  # bytes of all thumbnails
+CLASSES = {"reproduced": "holds", "not reproduced": "fails", "not comparable": "undecided"}  # of a verdict's colour
 KEPT = ".thumbnails.json"  # beside the page: those of its last writing
 REALISM = ("fid", "fid_infinity", "kid", "kid_subsets", "clip", "dclip")  # all other metrics are of faithfulness
 
@@ -109,6 +111,7 @@ def _view(section: Section) -> dict[str, Any]:
         "warnings": section.warnings,
         "notes": section.notes,
         "claims": [{"verdict": c.verdict, "text": c.text, "support": format_support(c)} for c in section.claims],
+        "reproductions": _reproductions(section),
         "columns": columns,
         "rows": rows,
         "marks": {cell["mark"] for row in rows for cell in row["cells"]},
@@ -117,6 +120,14 @@ def _view(section: Section) -> dict[str, Any]:
         "runs": [_provenance(row.label, entry) for row in section.rows for entry in row.entries],
         **_charts(section),
     }
+
+
+def _reproductions(section: Section) -> list[dict[str, str]]:
+    """Verdict and numbers of each published number; those that are not comparable are lines by what differs."""
+    return [
+        {"verdict": verdict, "class": CLASSES[verdict], "text": text}
+        for verdict, text in lines_of(section.reproductions)
+    ]
 
 
 def _cell(row: TableRow, column: Column) -> dict[str, Any]:
@@ -138,7 +149,7 @@ def _protocol(section: Section, column: Column) -> str:
 
 def _charts(section: Section) -> dict[str, Any]:
     """Realism against faithfulness, and each of both against the cost: a drawing per pair of axes."""
-    shown = {column.key for column in section.columns} if section.picture else set()  # an analysis is of no quality
+    shown = {column.key for column in section.columns} if section.compares else set()  # an analysis is of no quality
     metrics = [column for column in metric_columns(section.rows) if column.key in shown]
     realism = [column for column in metrics if column.key in REALISM]
     faithfulness = [column for column in metrics if column.key not in REALISM]

@@ -55,11 +55,22 @@ def read_paper(task_folder: Path) -> Paper:
 
 
 def agrees(published: Published, entry: Entry) -> bool:
-    """Whether a run was made as the published number was: protocol, whole data set, published settings and tier."""
+    """Whether a run was made as the published number was, see `differences`."""
+    return not differences(published, entry)
+
+
+def differences(published: Published, entry: Entry) -> list[str]:
+    """In what a run differs from how a published number was made: protocol, data set, count, settings, tier."""
     run, protocol = entry.run, entry.scores["protocol"]
-    settings = run["published_settings"] and run.get("tier") in (None, "paper", "published")
-    whole = run["data"]["dataset"] and not run["data"].get("missing")
-    return bool(published.protocol in (protocol, protocol.split("/")[0]) and whole and settings)
+    found = {
+        f"protocol: {published.protocol or 'unknown'}, here {protocol}": published.protocol
+        not in (protocol, protocol.split("/")[0]),
+        "data set: not the published one, whole": not run["data"]["dataset"],
+        f"count: {len(run['data'].get('missing') or ())} images are missing": bool(run["data"].get("missing")),
+        "settings": not run["published_settings"],
+        f"tier: {run.get('tier')}": run.get("tier") not in (None, "paper", "published"),
+    }
+    return [reason for reason, differs in found.items() if differs]
 
 
 def explain(paper: Paper, shown: list[tuple[str, str, Published, bool]]) -> list[str]:

@@ -15,11 +15,13 @@ from eval.records import DataRecord, untrained
 from eval.report.comparison import Verdict, judge_claims, mark
 from eval.report.labels import best_of, choice_of, label_rows
 from eval.report.paper import LEVELS, Paper, agrees, explain, read_paper
+from eval.report.reproduction import Reproduction, judge, note_in
 from eval.report.rows import Entry, Running, TableRow, canonical, group_seeds, merge_seeds, read_entries
 
 SHOWN = 5  # names of missing images
 FEW = 2048  # images below which the bias of FID is large
 IMAGE_STUDIES = ("translate", "edit")  # whose tables need not say what kind of run they are of
+TRAIN = "train"  # whose numbers are of a training: nothing to claim of them or to set against a cost
 TIED = "†"  # behind a value
 TIED_MEANS = "tied with the best of the column (paired bootstrap, 95 %)"
 SYNTHETIC = (
@@ -77,6 +79,8 @@ class Section:
         picture: file name of the picture of its first images; None where its runs make no images.
         claims: what the experiment claims, and whether it holds.
         runs: all runs, a row for each seed.
+        compares: whether quality may be set against quality and cost.
+        reproductions: which published numbers are reproduced.
     """
 
     title: str
@@ -88,6 +92,8 @@ class Section:
     picture: str | None
     claims: list[Verdict] = field(default_factory=list)
     runs: list[TableRow] = field(default_factory=list)
+    compares: bool = True
+    reproductions: list[Reproduction] = field(default_factory=list)
 
 
 def read_task(task_folder: Path, only: Collection[str] | None = None) -> tuple[list[Section], list[Running]]:
@@ -156,6 +162,7 @@ def _read_claims(task_folder: Path) -> list[dict[str, Any]]:
 
 def _section(entries: list[Entry], picture: str | None, paper: Paper, claims: list[dict[str, Any]]) -> Section:
     first = entries[0]
+    trained = first.run["study"] == TRAIN
     random = sorted({part for entry in entries for part in untrained(entry.run, entry.scores)})
     rows = [merge_seeds(group) for group in group_seeds(entries)]
     runs = [merge_seeds([entry]) for entry in entries]
@@ -167,7 +174,11 @@ def _section(entries: list[Entry], picture: str | None, paper: Paper, claims: li
     mark(rows)
     columns = [column for column in metric_columns(rows) if any(row.values[column.key] is not None for row in rows)]
     notes = [f"{column.title}: {first.scores['metrics'][column.key]['protocol']}" for column in columns]
+    reproductions: list[Reproduction] = []
     if not random and not first.run["synthetic"]:
+        reproductions = judge(rows, columns, paper)
+        for row in rows:
+            note_in([run for run in runs if run.entries[0] in row.entries], reproductions, row.label)
         columns, more = _with_paper(columns, rows, paper)
         notes += more
     columns, more = _with_unselected(columns, rows)
@@ -176,12 +187,14 @@ def _section(entries: list[Entry], picture: str | None, paper: Paper, claims: li
         title + (f", {next(iter(ways))}" if alike and ways != {""} else ""),
         [*_warnings_of_weights(rows, random), *_warnings_of_data(first)],
         [*_notes_on_marks(rows), *notes, *more],
-        [*columns, *_cost_columns(rows)],
+        [*columns, *([] if trained else _cost_columns(rows))],
         rows,
         first.run["data"],
         picture,
-        [] if random else judge_claims(claims, rows),  # random weights support no claim
+        [] if random or trained else judge_claims(claims, rows),  # random weights support no claim
         runs,
+        picture is not None and not trained,
+        reproductions,
     )
 
 
@@ -264,14 +277,14 @@ def _warnings_of_weights(rows: list[TableRow], random: list[str]) -> list[str]:
 
 def _warnings_of_data(entry: Entry) -> list[str]:
     warnings, data, metrics = [], entry.run["data"], entry.scores["metrics"]
-    n, missing = data["n"], data.get("missing")
+    missing = data.get("missing")
     if missing:
         names = list(dict.fromkeys(missing))
         some = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
         warnings.append(
             f"{len(missing)} of {data.get('of')} tuples are missing, because their images are not here: {some}."
         )
-    if n < FEW and "fid" in metrics:
+    if "fid" in metrics and (n := metrics["fid"]["n"]) < FEW:
         warnings.append(
             f"{metrics['fid']['header']} from {n} {'image' if n == 1 else 'images'} is biased upwards; compare it "
             "within this table only."

@@ -2,6 +2,8 @@
 
 python -m eval.report outputs/cat2dog           all runs of a task
 python -m eval.report RUN RUN --output DIR      some runs, which must fit into one table
+python -m eval.report outputs/cat2dog --export FILE.zip     the same, and all of it in a file for others
+python -m eval.report FILE.zip                  the tables and the page of such a file, unpacked beside it
 
 Runs share a table only where they may be compared; others get a table of their own below it.
 """
@@ -24,10 +26,13 @@ from eval.edits import read_edits
 from eval.files import remove_leftovers, write_atomically
 from eval.report.categories import categories_markdown
 from eval.report.comparison import format_verdict
+from eval.report.export import export
+from eval.report.exported import check_export, open_export
 from eval.report.grid import draw_grid
 from eval.report.labels import best_of
 from eval.report.latex import to_latex
 from eval.report.page import write_html
+from eval.report.reproduction import format_reproductions
 from eval.report.rows import COSTS, Running, TableRow
 from eval.report.sections import TIED, TIED_MEANS, Section, cell_text, mark_of, read_task
 
@@ -50,7 +55,8 @@ def to_markdown(section: Section) -> str:
             text, mark = cell_text(row, column, interval=True), mark_of(row, column)
             cells.append(f"**{text}**" if mark == "best" else f"{text} {TIED}" if mark == "tied" else text)
         lines.append("| " + " | ".join(cells) + " |")
-    remarks = [*section.warnings, *map(format_verdict, section.claims), *section.notes]
+    verdicts = [*format_reproductions(section.reproductions), *map(format_verdict, section.claims)]
+    remarks = [*section.warnings, *verdicts, *section.notes]
     return "\n".join([*lines, "", *(f"- {_as_text(remark)}" for remark in remarks), ""])
 
 
@@ -72,7 +78,7 @@ def to_rich(section: Section, width: int) -> Table:
     if _width(lines) > width >= _width(turned):
         lines = turned
     judged = [verdict for verdict in section.claims if verdict.support is not None]
-    remarks = [*section.warnings, *map(format_verdict, judged)]
+    remarks = [*section.warnings, *format_reproductions(section.reproductions), *map(format_verdict, judged)]
     if any("tied" in row.marks.values() for row in section.rows):
         remarks.append(f"{TIED} {TIED_MEANS}")
     table = Table(title=section.title, caption="\n".join(remarks), box=box.SIMPLE_HEAD)
@@ -100,8 +106,10 @@ def to_csv(sections: Sequence[Section]) -> str:
     rows = [row for section in sections for row in section.runs]
     keys = dict.fromkeys(key for row in rows for key in row.metrics)
     chosen = {key for row in rows for key, metric in row.metrics.items() if "unselected" in metric}
+    judged = {key.removesuffix("_reproduced") for row in rows for key in row.values if key.endswith("_reproduced")}
     for key in keys:
         parts = ("", "_low", "_high", "_protocol", *(("_unselected",) if key in chosen else ()))
+        parts += ("_reproduced",) if key in judged else ()
         fields += [f"{key}{part}" for part in parts]
     text = io.StringIO()
     writer = csv.DictWriter(text, [*fields, *COSTS], lineterminator="\n", restval="")
@@ -150,6 +158,13 @@ def _write_tables(sections: Sequence[Section], running: Sequence[Running], outpu
     write_atomically("\n".join(map(to_latex, sections)).encode(), output / "table.tex")
 
 
+def _write_all(task_folder: Path, names: Collection[str]) -> None:
+    """Tables and page of some runs, in their folder."""
+    sections, running = read_task(task_folder, names)
+    _write_tables(sections, running, task_folder)
+    _write_page(task_folder, sections, running, task_folder)
+
+
 def _write_page(task_folder: Path, sections: Sequence[Section], running: Sequence[Running], output: Path) -> None:
     for section in sections:
         if section.picture:
@@ -194,18 +209,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     terminal.adapt_output()
     parser = argparse.ArgumentParser("python -m eval.report", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("folders", nargs="+", type=Path, help="a task's folder, or folders of runs")
+    parser.add_argument("folders", nargs="+", type=Path, help="a task's folder, folders of runs, or an export")
     parser.add_argument("--output", type=Path, help="where to write; the task's folder by default")
+    parser.add_argument("--export", type=Path, metavar="FILE.zip", help="also write all of it to a zip")
     options = parser.parse_args(arguments)
     try:
+        if len(options.folders) == 1 and options.folders[0].suffix == ".zip":
+            options.folders, options.output = [open_export(options.folders[0], options.output)], None
         task_folder, sections, running = _find(options.folders)
+        check_export(task_folder)
         output = options.output or task_folder
-        if options.output is None and len(options.folders) > 1:
+        if options.output is None and len(options.folders) > 1 and not options.export:
             raise ValueError("the tables of some runs need a folder of their own; give --output DIR")
-        output.mkdir(parents=True, exist_ok=True)
-        with FileLock(output / LOCK):
-            _write_tables(sections, running, output)
-            _write_page(task_folder, sections, running, output)
+        if options.output or len(options.folders) == 1:
+            output.mkdir(parents=True, exist_ok=True)
+            with FileLock(output / LOCK):
+                _write_tables(sections, running, output)
+                _write_page(task_folder, sections, running, output)
+        if options.export:
+            count = export(task_folder, sections, options.export, _write_all)
+            print(f"{options.export}: {count} files")
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
