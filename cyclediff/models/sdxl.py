@@ -30,7 +30,7 @@ def embed(encoders: Sequence[TextEncoder], text: str) -> Conditioning:
 
 
 def evaluate(factor: int, unet: Any, xt: Tensor, t: Tensor, context: Conditioning, edit: Any) -> Tensor:
-    """The UNet, told that each image is as large as it is and not cropped, as diffusers' pipelines do by default.
+    """The UNet, given each image's own size and no crop, as diffusers' pipelines do by default.
 
     Args:
         factor: height and width of a latent in pixels.
@@ -69,8 +69,8 @@ def load(repository: Repository, index: Mapping[str, Any]) -> Loaded:
     require_channels(unet, vae, repository)
     configs: list[Any] = [encoder.network.config for encoder in encoders]
     require_width(where, unet.config.cross_attention_dim, sum(config.hidden_size for config in configs))
-    told = configs[1].projection_dim + TIME_IDS * unet.config.addition_time_embed_dim
-    require_width(where, unet.config.projection_class_embeddings_input_dim, told, "numbers a prompt and size")
+    numbers = configs[1].projection_dim + TIME_IDS * unet.config.addition_time_embed_dim
+    require_width(where, unet.config.projection_class_embeddings_input_dim, numbers, "numbers a prompt and size")
     if encoders[0].length != encoders[1].length:
         raise UserError(f"{repository.path} has tokenizers of {encoders[0].length} and {encoders[1].length} tokens")
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
