@@ -29,7 +29,7 @@ class Protocol:
     """How numbers are made.
 
     Args:
-        name: of the protocol, with its version: pets/1.
+        name: of the protocol, with its version: pets/2.
         size: height and width at which images are compared; None takes them as they are.
         resize: the filter that brings source images to that size, bilinear or bicubic.
         features: of FID and KID; None leaves them out.
@@ -110,8 +110,8 @@ VIT_L14 = ("openai", "ViT-L-14-quickgelu")
 RECIPES = {
     "cyclediffusion": Recipe("cyclediffusion/1", 256, "bilinear", True, clean_fid, CLEAN_FID, infinity=True),
     "egsde": Recipe("egsde/1", 256, "bicubic", False, pytorch_fid, PYTORCH_FID, infinity=True),
-    "pets": Recipe("pets/1", 64, "bilinear", True, pets_judge, JUDGE, JUDGE),
-    "pets_edit": Recipe("pets_edit/1", 64, "bilinear", judge=JUDGE, clip=(str(PETS / "clip"), None)),
+    "pets": Recipe("pets/2", 64, "bilinear", True, pets_judge, JUDGE, JUDGE),
+    "pets_edit": Recipe("pets_edit/2", 64, "bilinear", judge=JUDGE, clip=(str(PETS / "clip"), None)),
     "zero_shot": Recipe("zero_shot/2", None, "bilinear", clip=("openai", "ViT-B-32-quickgelu")),
     "pie_bench": Recipe(
         CLEAN, None, "bilinear", clip=VIT_L14, lpips=SQUEEZENET, rules=(CLEAN, OFFICIAL), dino=DINO_B8

@@ -14,17 +14,26 @@ CHECKPOINTS = Path("~/.cache/cyclediff/training").expanduser()  # not in the clo
 
 
 def train_one(
-    name: str, network: nn.Module, loss: Callable[[int], Tensor], steps: int, lr: float, generator: torch.Generator
+    name: str,
+    network: nn.Module,
+    loss: Callable[[int], Tensor | tuple[Tensor, Tensor]],
+    steps: int,
+    lr: float,
+    generator: torch.Generator,
+    rate: Callable[[int], float] | None = None,
+    average: float = 0.999,
 ) -> tuple[Any, dict[str, Any]]:
     """Train a network; a training that was stopped continues from its checkpoint to the same weights.
 
     Args:
         name: of the checkpoint's folder.
-        network: trained in place.
-        loss: of the batch of a step, from its number.
+        network: trained in place, but for parameters that require no gradient.
+        loss: of the batch of a step, from its number; where another number is to be shown, both.
         steps: of the optimiser.
-        lr: the highest learning rate, of a short warm-up and half a cosine.
+        lr: the highest learning rate.
         generator: what `loss` draws from.
+        rate: factor of the learning rate at a step; None: a short warm-up and half a cosine.
+        average: decay of the moving average.
 
     Returns:
         The averaged network, and what its card says of the training.
@@ -32,18 +41,20 @@ def train_one(
 
     def step(number: int, update: Callable[[str, Tensor], None]) -> dict[str, Tensor]:
         value = loss(number)
+        value, shown = value if isinstance(value, tuple) else (value, value.detach())
         update("network", value)
-        return {"loss": value.detach()}
+        return {"loss": shown}
 
+    parameters = [p for p in network.parameters() if p.requires_grad]
     how = Training(
         networks={"network": network},
-        optimizers={"network": torch.optim.AdamW(network.parameters(), lr, weight_decay=0.01, fused=True)},
+        optimizers={"network": torch.optim.AdamW(parameters, lr, weight_decay=0.01, fused=True)},
         step=step,
         steps=steps,
         settings={"seed": generator.initial_seed()},
         generators={"draws": generator},
-        rate=half_cosine(steps),
-        averages={"network": 0.999},
+        rate=rate or half_cosine(steps),
+        averages={"network": average},
         clip=1.0,
     )
     trained = train(how, CHECKPOINTS / f"pets_{name}", name)

@@ -1,7 +1,7 @@
 """Train the networks of pets from seeds, and write their weights and cards.
 
     python scripts/train_pets.py cat            one network; `cat` and `dog` run well side by side, one core each
-    python scripts/train_pets.py cat --check    score samples of the last checkpoint, and draw some beside it
+    python scripts/train_pets.py cat --check    score samples of the shipped weights, and draw some
     python scripts/train_pets.py                all of it, one after another
 
 A training that was stopped continues from its last checkpoint in ~/.cache/cyclediff/training.
@@ -10,24 +10,23 @@ A training that was stopped continues from its last checkpoint in ~/.cache/cycle
 import argparse
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pets_unet import PetsDenoisingUNet
 from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from trainer import CHECKPOINTS, optimise
+from train_one import CHECKPOINTS, train_one
 
 from cyclediff.cyclediffusion import decode
 from cyclediff.data.images import to_pil, to_uint8
-from cyclediff.diffusion.denoiser import X0Denoiser
-from cyclediff.diffusion.schedule import DiffusionSchedule, alpha_bar_from_betas, linear_betas
+from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
 from cyclediff.pets.attributes import ATTRIBUTES, as_judged, has_attribute
-from cyclediff.pets.networks import SIZE, X0_ERROR, PetsAttributes, PetsClassifier
+from cyclediff.pets.networks import SIZE, PetsAttributes, PetsClassifier, PetsUNet, load
 from cyclediff.pets.render import SPECIES, render, sample_factors
-from cyclediff.runtime.rates import half_cosine
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.pets import DOMAIN, PetsJudge, load_pets_judge, observe
 
@@ -41,6 +40,7 @@ SEEDS = {
     "attributes": 55,
 }  # of data, initialisation and noise; evaluation draws from other seeds
 DDPM_STEPS = 7_000  # half a day on one core of a CPU
+DETAIL_STEPS = 4_000
 DECAY = 0.2  # share of a DDPM's steps over which its learning rate falls to 0
 FACTOR_NOISE = 0.15  # of the labels of the classifier of attributes; factors span [-1, 1]
 BINS = 50  # of timesteps, for the average error of each
@@ -61,11 +61,14 @@ class DiffusionTraining(nn.Module):
         self.net, self.alpha_bar = net, alpha_bar
         self.register_buffer("average", torch.ones(BINS))
 
-    def loss(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The loss to minimise, and the min-SNR-weighted error (arXiv 2303.09556, gamma 5), at stratified timesteps."""
+    def loss(self, x0: Tensor, generator: torch.Generator, power: float) -> tuple[Tensor, Tensor]:
+        """The loss to minimise, and the min-SNR-weighted error (arXiv 2303.09556, gamma 5), at stratified timesteps.
+
+        They are u ** power of all, u uniform.
+        """
         n, num_train = x0.shape[0], self.alpha_bar.shape[0]
         u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
-        t = (u * num_train).long()
+        t = (u**power * num_train).long()
         ab = self.alpha_bar[t]
         eps = torch.randn(x0.shape, generator=generator)
         xt = ab.sqrt().float()[:, None, None, None] * x0 + (1 - ab).sqrt().float()[:, None, None, None] * eps
@@ -76,24 +79,52 @@ class DiffusionTraining(nn.Module):
         return (error / self.average[bins]).mean(), ((ab / (1 - ab)).clamp(max=5).float() * error).mean().detach()
 
 
-def train_diffusion(species: str, steps: int, images: int = 30_000, batch: int = 32) -> None:
-    """Train one unconditional DDPM on rendered animals of one species."""
+def train_diffusion(species: str, steps: int, images: int = 30_000) -> None:
+    """Train one unconditional DDPM on rendered animals of one species: all of it, then the detail network alone."""
     generator = torch.Generator().manual_seed(SEEDS[species])
     data = render_all(sample_factors(images, generator), species)
     torch.manual_seed(SEEDS[species])
-    training = DiffusionTraining(PetsDenoisingUNet(), alpha_bar_from_betas(linear_betas()))
-
-    def loss() -> tuple[Tensor, Tensor]:
-        rows = torch.randint(images, (batch,), generator=generator)
-        return training.loss(data[rows].float() / 127.5 - 1, generator)
+    network = PetsUNet()
+    network.trust.requires_grad_(False)
 
     def rate(i: int) -> float:
         return min((i + 1) / 500, 1.0, (1 - i / steps) / DECAY)
 
-    groups = [{"params": list(training.net.parameters()), "lr": 5e-4}]
-    ema, record = optimise(species, training, loss, steps, groups, generator, rate, decay=0.9995)
-    card = {"parameterisation": "x0", "images": images, **record}
-    write_weights(species, ema.net, card, CHECKPOINTS)  # the package cannot load this network yet
+    network, first = train_stage(species, network, data, generator, 32, (steps, 5e-4, rate, 0.9995))
+    generator.manual_seed(SEEDS[species] + 1)
+    network, second = finish_details(species, network, data, generator)
+    record = {key: [first[key], second[key]] for key in first}
+    write_weights(species, network, {"parameterisation": "x0", "images": images, **record})
+
+
+def finish_details(
+    species: str, network: PetsUNet, data: Tensor, generator: torch.Generator
+) -> tuple[PetsUNet, dict[str, Any]]:
+    """Train the detail network alone, mostly at low noise: it learns to leave no grain where nothing is drawn."""
+    network.requires_grad_(True).coarse.requires_grad_(False)
+    how = DETAIL_STEPS, 1e-3, None, 0.999
+    return train_stage(f"{species}_details", network, data, generator, 16, how, power=2)
+
+
+def train_stage(
+    name: str,
+    network: PetsUNet,
+    data: Tensor,
+    generator: torch.Generator,
+    batch: int,
+    how: tuple[int, float, Callable[[int], float] | None, float],
+    power: float = 1,
+) -> tuple[PetsUNet, dict[str, Any]]:
+    """Train what of the network requires gradients; `how`: steps, learning rate, its factor, decay of the average."""
+    training = DiffusionTraining(network, alpha_bar_from_betas(linear_betas()))
+
+    def loss(number: int) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(data), (batch,), generator=generator)
+        return training.loss(data[rows].float() / 127.5 - 1, generator, power)
+
+    steps, lr, rate, average = how
+    ema, record = train_one(name, training, loss, steps, lr, generator, rate, average)
+    return ema.net, record
 
 
 def train_judge(steps: int = 3000, images: int = 12_000, batch: int = 64, lr: float = 1e-3) -> None:
@@ -105,7 +136,7 @@ def train_judge(steps: int = 3000, images: int = 12_000, batch: int = 64, lr: fl
     torch.manual_seed(SEEDS["judge"])
     judge = PetsJudge()
 
-    def loss() -> Tensor:
+    def loss(number: int) -> Tensor:
         rows = torch.randint(images, (batch,), generator=generator)
         dog = torch.randint(2, (batch,), generator=generator)
         image, other = (pairs[rows, which].float() / 127.5 - 1 for which in (dog, 1 - dog))
@@ -116,9 +147,16 @@ def train_judge(steps: int = 3000, images: int = 12_000, batch: int = 64, lr: fl
         domain_loss = F.binary_cross_entropy_with_logits(domain[:, 0], species)
         return F.mse_loss(kept, targets[rows]) + 0.1 * domain_loss + F.mse_loss(degradation, strength)
 
-    groups = [{"params": list(judge.parameters()), "lr": lr}]
-    ema, record = optimise("judge", judge, loss, steps, groups, generator, half_cosine(steps))
+    ema, record = train_one("judge", judge, loss, steps, lr, generator)
+    standardise(ema)
     write_weights("judge", ema, {"images": 2 * images, **record})
+
+
+def standardise(judge: PetsJudge, count: int = 4000) -> None:
+    """Give the judge's features mean 0 and variance 1 over rendered cats and dogs."""
+    factors = sample_factors(count, torch.Generator().manual_seed(34))
+    features, _ = observe(judge.eval(), torch.cat([render_all(factors, species) for species in SPECIES]))
+    judge.mean, judge.std = features.mean(0).float(), features.std(0).float()
 
 
 def train_classifier(steps: int = 3000, images: int = 6_000, batch: int = 64, lr: float = 3e-4) -> None:
@@ -130,7 +168,7 @@ def train_classifier(steps: int = 3000, images: int = 6_000, batch: int = 64, lr
     torch.manual_seed(SEEDS["classifier"])
     classifier = PetsClassifier()
 
-    def loss() -> Tensor:
+    def loss(number: int) -> Tensor:
         kind = torch.randint(2, (batch,), generator=generator)
         x0 = data[kind, torch.randint(images, (batch,), generator=generator)].float() / 127.5 - 1
         t = torch.randint(len(alpha_bar), (batch,), generator=generator)
@@ -138,8 +176,7 @@ def train_classifier(steps: int = 3000, images: int = 6_000, batch: int = 64, lr
         xt = level.sqrt() * x0 + (1 - level).sqrt() * torch.randn(x0.shape, generator=generator)
         return F.cross_entropy(classifier(xt, t), kind)
 
-    groups = [{"params": list(classifier.parameters()), "lr": lr}]
-    ema, record = optimise("classifier", classifier, loss, steps, groups, generator, half_cosine(steps))
+    ema, record = train_one("classifier", classifier, loss, steps, lr, generator)
     write_weights("classifier", ema, {"images": 2 * images, **record})
 
 
@@ -156,7 +193,7 @@ def train_attributes(steps: int = 4000, images: int = 12_000, batch: int = 64, l
     torch.manual_seed(SEEDS["attributes"])
     network = PetsAttributes()
 
-    def loss() -> Tensor:
+    def loss(number: int) -> Tensor:
         rows = torch.randint(images, (batch,), generator=generator)
         dog = torch.randint(2, (batch,), generator=generator)
         image, other = (pairs[rows, which].float() / 127.5 - 1 for which in (dog, 1 - dog))
@@ -165,8 +202,7 @@ def train_attributes(steps: int = 4000, images: int = 12_000, batch: int = 64, l
         targets = torch.stack([has_attribute(noisy, name) for name in ATTRIBUTES], dim=1).float()
         return F.binary_cross_entropy_with_logits(network(image), targets)
 
-    groups = [{"params": list(network.parameters()), "lr": lr}]
-    ema, record = optimise("attributes", network, loss, steps, groups, generator, half_cosine(steps))
+    ema, record = train_one("attributes", network, loss, steps, lr, generator)
     write_weights("attributes", ema, {"images": 2 * images, **record})
 
 
@@ -205,11 +241,8 @@ def write_card(name: str, path: Path, seed: int, net: nn.Module, card: dict, fol
 
 
 def check(species: str, count: int = 256, batch: int = 32) -> None:
-    """Score unconditional samples of the network in training, and draw some: what the judge sees of its progress."""
-    saved = torch.load(CHECKPOINTS / f"pets_{species}.pt", weights_only=True)
-    net = DiffusionTraining(PetsDenoisingUNet(), alpha_bar_from_betas(linear_betas()))
-    net.load_state_dict({key.removeprefix("module."): v for key, v in saved["ema"].items() if key != "n_averaged"})
-    denoiser = X0Denoiser(net.net.eval(), DiffusionSchedule(net.alpha_bar), X0_ERROR)
+    """Score unconditional samples of a shipped DDPM, and draw some: what the judge sees of its quality."""
+    denoiser = load(str(WEIGHTS / f"{species}.safetensors")).condition()
     judge = load_pets_judge(WEIGHTS / "judge.safetensors")
     levels, generator = denoiser.schedule.levels(50), torch.Generator().manual_seed(44)
     images = []
@@ -222,7 +255,6 @@ def check(species: str, count: int = 256, batch: int = 32) -> None:
     two = [observe(judge, half) for half in real.split(count)]
     right = ((outputs[:, DOMAIN] > 0) == (species == "dog")).sum().item()
     scores = {
-        "steps": saved["step"],
         "samples": count,
         "own_species": right / count,
         "fd": round(frechet_distance(features, two[0][0]), 3),
@@ -240,7 +272,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(SEEDS)}; default: all, in this order")
     parser.add_argument("--steps", type=int, default=DDPM_STEPS, help="of a DDPM; default: %(default)s")
-    parser.add_argument("--check", action="store_true", help="train nothing: score and draw samples of cat or dog")
+    parser.add_argument(
+        "--check", action="store_true", help="train nothing: score and draw samples of cat or dog, as shipped"
+    )
     arguments = parser.parse_args()
     unknown = set(arguments.names) - set(SEEDS)
     if unknown:

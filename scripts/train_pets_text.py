@@ -1,6 +1,7 @@
 """Train the text-to-image model and the CLIP of pets from seeds, in the formats of the real ones.
 
     python scripts/train_pets_text.py vae      the autoencoder
+    python scripts/train_pets_text.py decoder  more of the autoencoder's decoder; its latents stay as they are
     python scripts/train_pets_text.py unet     text encoder and UNet together; needs the autoencoder
     python scripts/train_pets_text.py clip     image and text tower
     python scripts/train_pets_text.py          all of it, one after another
@@ -30,7 +31,12 @@ from cyclediff.diffusion.schedule import alpha_bar_from_betas, scaled_linear_bet
 from cyclediff.pets.captions import ANIMAL, SHORT, TEMPLATES, TRAITS, Description, sample_edits
 from cyclediff.pets.render import SPECIES, sample_factors
 
-SEEDS = {"vae": 55, "text": 66, "clip": 77}  # of initialisation, order and noise; the data are those of "text"
+SEEDS = {
+    "vae": 55,
+    "decoder": 99,
+    "text": 66,
+    "clip": 77,
+}  # the data are those of "text"
 SIZE, FACTOR, CHANNELS, LENGTH, WIDTH = 64, 4, 4, 24, 64
 IMAGES = 10_000  # of each species
 DROPPED = 0.1  # share of captions that are empty, for guidance (arXiv 2207.12598)
@@ -116,29 +122,72 @@ def train_vae(steps: int = 5500, batch: int = 16, lr: float = 2e-3) -> None:
 
     def loss(number: int) -> Tensor:
         x = images[torch.randint(len(images), (batch,), generator=generator)].float() / 127.5 - 1
-        if number % 2 == 0:  # a quarter costs a quarter; whole pictures keep the normalisation layers honest
-            top, left = torch.randint(SIZE // 2 // FACTOR + 1, (2,), generator=generator).tolist()
-            x = x[:, :, top * FACTOR :, left * FACTOR :][:, :, : SIZE // 2, : SIZE // 2]
-        else:
-            x = x[: batch // 2]
+        top, left, side = window(number, generator)
+        x = x[: batch * SIZE // FACTOR // side // 2, :, top * FACTOR :, left * FACTOR :]
+        x = x[:, :, : side * FACTOR, : side * FACTOR]
         posterior: Any = vae.encode(x).latent_dist
         z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
-        out: Tensor = vae.decode(z).sample
-        edges = sum((out.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
-        flat = F.avg_pool2d(out - x, 8).abs().mean()  # colours, which normalisation layers make slow to learn
-        error = (out - x).abs().mean() + 4 * (out - x).square().mean() + 0.3 * edges + 2 * flat
-        return error + 3e-4 * posterior.kl().mean() / z[0].numel()
+        return reconstruction_loss(vae.decode(z).sample, x) + 3e-4 * posterior.kl().mean() / z[0].numel()
 
     ema, record = train_one("vae", vae, loss, steps, lr, generator)
     network: Any = ema
     with torch.no_grad():
         some = images[:: len(images) // 512].float() / 127.5 - 1
         scale = 1 / network.encode(some).latent_dist.sample(generator).std().item()
-        error = (network.decode(network.encode(some).latent_dist.mode()).sample.clamp(-1, 1) - some).square().mean()
     network.register_to_config(scaling_factor=scale)
-    network.half().save_pretrained(MODEL / "vae")
-    record |= {"psnr": -10 * (error / 4).log10().item(), "scaling_factor": scale}
-    write_card("vae", MODEL / "vae" / "diffusion_pytorch_model.safetensors", SEEDS["vae"], network, record)
+    write_vae(network, images, record | {"scaling_factor": scale})
+
+
+def train_decoder(steps: int = 12_000, batch: int = 16, lr: float = 1e-3) -> None:
+    """Train the decoder further, on what the encoder gives, so that models of its latents stay as they are."""
+    generator = torch.Generator().manual_seed(SEEDS["decoder"])
+    images, _ = dataset(SEEDS["text"])
+    vae: Any = AutoencoderKL.from_pretrained(MODEL / "vae", torch_dtype=torch.float32)
+    with torch.no_grad():
+        codes = [vae.encode(x.float() / 127.5 - 1).latent_dist for x in images.split(200)]
+        mean, std = (torch.cat([getattr(code, name) for code in codes]) for name in ("mean", "std"))
+    decoder = nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder})
+
+    def loss(number: int) -> Tensor:
+        top, left, side = window(number, generator)
+        rows = torch.randint(len(images), (batch * SIZE // FACTOR // side // 2,), generator=generator)
+        x, mean_x, std_x = images[rows].float() / 127.5 - 1, mean[rows], std[rows]
+        x = x[:, :, top * FACTOR : (top + side) * FACTOR, left * FACTOR : (left + side) * FACTOR]
+        z = mean_x + std_x * torch.randn(mean_x.shape, generator=generator)
+        z = z[:, :, top : top + side, left : left + side]
+        return reconstruction_loss(decoder["decoder"](decoder["post_quant_conv"](z)), x)
+
+    ema, record = train_one("decoder", decoder, loss, steps, lr, generator)
+    vae.post_quant_conv, vae.decoder = ema["post_quant_conv"], ema["decoder"]
+    card = json.loads((WEIGHTS / "vae.json").read_text())
+    more = {"decoder_" + key: record[key] for key in ("steps", "loss", "seconds")}
+    write_vae(vae, images, {key: card[key] for key in ("steps", "loss", "seconds", "scaling_factor")} | more)
+
+
+def window(number: int, generator: torch.Generator) -> tuple[int, int, int]:
+    """Top, left and side of what a step sees, in latents: cheap quarters, and the whole for normalisation."""
+    whole = SIZE // FACTOR
+    if number % 2:
+        return 0, 0, whole
+    top, left = torch.randint(whole // 2 + 1, (2,), generator=generator).tolist()
+    return top, left, whole // 2
+
+
+def reconstruction_loss(out: Tensor, x: Tensor) -> Tensor:
+    """Of decoded images: pixels, edges, and the colours of 8×8 patches, which normalisation makes slow to learn."""
+    edges = sum((out.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
+    flat = F.avg_pool2d(out - x, 8).abs().mean()
+    return (out - x).abs().mean() + 4 * (out - x).square().mean() + 0.3 * edges + 2 * flat
+
+
+def write_vae(vae: Any, images: Tensor, record: dict[str, Any]) -> None:
+    """Write the autoencoder as float16, and its card with the PSNR of 512 images."""
+    with torch.no_grad():
+        some = images[:: len(images) // 512].float() / 127.5 - 1
+        error = (vae.decode(vae.encode(some).latent_dist.mode()).sample.clamp(-1, 1) - some).square().mean()
+    record |= {"psnr": round(-10 * (error / 4).log10().item(), 2)}
+    vae.half().save_pretrained(MODEL / "vae")
+    write_card("vae", MODEL / "vae" / "diffusion_pytorch_model.safetensors", SEEDS["vae"], vae, record)
 
 
 class Painter(nn.Module):
@@ -262,7 +311,12 @@ def tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
 
 def main() -> None:
     """Parse the command line and train."""
-    parts: dict[str, Callable[[], None]] = {"vae": train_vae, "unet": train_unet, "clip": train_clip}
+    parts: dict[str, Callable[[], None]] = {
+        "vae": train_vae,
+        "decoder": train_decoder,
+        "unet": train_unet,
+        "clip": train_clip,
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*parts, []], help="default: all, in this order")
     parser.add_argument("--threads", type=int, default=2)

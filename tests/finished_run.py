@@ -82,7 +82,7 @@ def write_csv(path, rows):
         csv.writer(file).writerows(rows)
 
 
-def write_scores(folder, metrics, *, per_image=None, bootstrap=None, curves=None, protocol="pets/1", **record):
+def write_scores(folder, metrics, *, per_image=None, bootstrap=None, curves=None, protocol="pets/2", **record):
     """A folder of scores in a run's folder."""
     scores = folder / "scores" / f"{protocol.replace('/', '-')}-{len(list(folder.glob('scores/*'))):08x}"
     scores.mkdir(parents=True)

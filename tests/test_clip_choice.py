@@ -188,7 +188,7 @@ def test_the_network_of_a_file_is_named_on_the_command_line(folders, tiny, capsy
             "does not say which network it is of, and GELU and QuickGELU have the same tensors",
         ),
         (["--clip", str(SHIPPED), "--clip-model", "tiny"], "says which network it is; leave out --clip-model tiny"),
-        (["--protocol", "pets", "--clip", str(SHIPPED)], "protocol pets/1 scores no texts; leave out --clip and"),
+        (["--protocol", "pets", "--clip", str(SHIPPED)], "protocol pets/2 scores no texts; leave out --clip and"),
     ):
         with pytest.raises(SystemExit) as stopped:
             score(*more)

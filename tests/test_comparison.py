@@ -93,6 +93,17 @@ def test_a_claim_on_a_distance_is_judged_by_its_replicates(tmp_path, shift, verd
     assert found.support == pytest.approx(support)
 
 
+@pytest.mark.parametrize(("one", "other", "shown"), [("a", "b", False), ("b", "a", True)])
+def test_a_claim_that_fails_says_why(tmp_path, one, other, shown):
+    write_row(tmp_path, "a", np.full(N, 2.0))
+    write_row(tmp_path, "b", np.full(N, 1.0))
+    claim = {"text": "?", "method": one, "than": other, "better": ["psnr"], "reason": "it is small"}
+    (found,) = judge_claims([claim], read_rows(tmp_path))
+    assert format_verdict(found) == (
+        "fails: ? (bootstrap support 0 %; it is small)" if shown else "holds: ? (bootstrap support 100 %)"
+    )
+
+
 def test_all_parts_of_a_claim_must_hold_at_once(tmp_path):
     """FID is better in one half of the resamples; PSNR in all, and then in none."""
     half = np.tile([-0.5, 0.5], 100)

@@ -136,19 +136,19 @@ def test_name_is_the_file_and_settings_are_explained(file):
 
 
 EVALUATIONS = {  # of a network, of an image of pets
-    "cyclediffusion": 2 * 85 - 1 + 10,
-    "ddib": 2 * 100,
+    "cyclediffusion": 2 * 43 - 1 + 5,
+    "ddib": 2 * 50,
     "direct_inversion": 50 + 2 * 50,
     "ddcm": 2 * 12,
     "diffuseit_text": 60 + 9,
     "diffusionclip": 14 + 15,
     "edit_friendly": 2 * 63 + 1,
-    "egsde": 50,
-    "egsde_dagger": 60,
+    "egsde": 25,
+    "egsde_dagger": 30,
     "flowedit": 2 * 33,
-    "ilvr": 100,
+    "ilvr": 50,
     "ledits_pp": 30 + 2 * 30,
-    "sdedit": 50,
+    "sdedit": 25,
     "transfer_grid": 2 * 40,
 }
 
@@ -176,9 +176,8 @@ def test_file_and_class_declare_the_same(file):
 
 
 NUM_STEPS = {  # published, where pets has no setting of its own
-    "diffuseit_image": 200, "diffuseit_image_faces": 200,
-    "direct_inversion": 50, "edit_friendly_pie": 50, "ddcm": 12, "flowedit": 50,
-    "ledits_pp": 30, "transfer_grid": 50, "diffusionclip": 15, "splice": 4, "cut": 1, "fastcut": 1,
+    "diffuseit_image": 200, "diffuseit_image_faces": 200, "diffuseit_text": 100, "diffuseit_text_faces": 100,
+    "edit_friendly": 100, "ddcm": 12, "ledits_pp": 30, "diffusionclip": 15, "splice": 4, "cut": 1, "fastcut": 1,
 }  # fmt: skip
 
 
@@ -189,7 +188,7 @@ def test_abilities(method):
     assert method.conditions
     assert method.conditions <= {"none", "text", "image"}
     assert method.starts_at is None or method.starts_at in names
-    assert method.num_steps == NUM_STEPS.get(method.name, 100)  # of pets
+    assert method.num_steps == NUM_STEPS.get(method.name, 50)  # of pets
     by_text = "text" in method.conditions
     assert method.takes_region == (by_text and method.name not in ("transfer_grid", "diffuseit_text"))
     assert method.inverts == callable(getattr(method, "candidates", None)) == method.name.startswith("cyclediffusion")

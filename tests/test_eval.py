@@ -19,7 +19,7 @@ from eval.metrics.pets import DOMAIN, PetsJudge, attribute_error, edit_error, ke
 from eval.protocols import Protocol
 
 JUDGE = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights" / "judge.safetensors"
-PETS = Protocol("pets/1", 64, "bilinear", pets_judge(str(JUDGE)), "pets-dog", JUDGE)
+PETS = Protocol("pets/2", 64, "bilinear", pets_judge(str(JUDGE)), "pets-dog", JUDGE)
 
 
 def evaluate(*arguments):

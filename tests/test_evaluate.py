@@ -113,12 +113,12 @@ def test_missing_extra_and_unreadable_images_are_printed(folders, tmp_path, caps
     assert "1 without a result: i01" in printed
     assert "1 results without a source: i00" in printed
     assert "1 unreadable: i02" in printed
-    assert "9 images, protocol pets/1" in printed
+    assert "9 images, protocol pets/2" in printed
     assert "biased upwards" in printed
     assert "Pets, a synthetic benchmark" in printed
     assert {entry["n"] for entry in written(tmp_path / "out").values()} == {9}
     content = read_scores(tmp_path / "out")
-    assert content["protocol"] == "pets/1"
+    assert content["protocol"] == "pets/2"
     assert content["pairing"] == {"missing": ["i01"], "extra": ["i00"], "unreadable": ["i02"]}
     lines = (tmp_path / "out" / "per_image.csv").read_text().splitlines()
     assert len(lines) == 10

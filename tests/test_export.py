@@ -94,7 +94,7 @@ def test_nothing_says_where_it_was_made(task, zipped, tmp_path):
         ("C:\\Users\\me\\x.pt", "PATH/x.pt"),
         ("file:///home/me/x", "PATH/x"),
         ("reading /data/me/a.png failed: /data/me/b.png", "reading PATH/a.png failed: PATH/b.png"),
-        ("pets/1", "pets/1"),
+        ("pets/2", "pets/2"),
         ("CompVis/stable-diffusion-v1-4@0123", "CompVis/stable-diffusion-v1-4@0123"),
         ("https://example.org/a/b", "https://example.org/a/b"),
         ("clean-fid, bilinear / PIL", "clean-fid, bilinear / PIL"),

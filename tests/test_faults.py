@@ -159,8 +159,8 @@ def test_runs_that_cannot_be_scored_again_do_not_end_a_sweep(tmp_path, cache):
     refusing = Refusing("/metrics.json", errno.ENOSPC)
     code, printed = finish([*sweep, "protocol.resize=bicubic"], tmp_path / "log", refusing)
     assert code == 2
-    assert re.search(r"error: sdedit \(sdedit-\w+, pets-1-\w+\): failed: .*No space left", printed)
-    assert re.search(r"error: ilvr \(ilvr-\w+, pets-1-\w+\): failed: .*No space left", printed)
+    assert re.search(r"error: sdedit \(sdedit-\w+, pets-2-\w+\): failed: .*No space left", printed)
+    assert re.search(r"error: ilvr \(ilvr-\w+, pets-2-\w+\): failed: .*No space left", printed)
     table, _, unfinished = (tmp_path / "out/pets_cat2dog/table.md").read_text().partition("## Not finished")
     assert ("| sdedit |" in table, "| ilvr |" in table) == (True, True)
     assert unfinished.count("not scored") == 2

@@ -171,7 +171,7 @@ def test_tiers_and_selections_do_not_share_a_table(task):
     edit_run(task)
     sections, _ = read_task(task)
     assert sorted(len(section.rows) for section in sections) == [1, 1, 1, 1, 2]
-    titles = [section.title.rpartition("protocol pets/1")[2] for section in sections]
+    titles = [section.title.rpartition("protocol pets/2")[2] for section in sections]
     selected = [f", tier quick, best of {count} by dclip" for count in (4, 540)]
     assert sorted(titles) == ["", ", tier paper", ", tier quick", *selected]
     assert {row["tier"] for row in csv.DictReader(io.StringIO(to_csv(sections)))} == {"", "quick", "paper"}

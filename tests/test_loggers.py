@@ -52,7 +52,7 @@ def test_the_view_is_what_the_files_say(task):
     assert view.metrics == read_json(scores / "metrics.json")["metrics"]
     assert view.costs == {key: value for key, value in COSTS.items() if value is not None} | {"peak_memory_mib": 9}
     assert (view.provenance["code"], view.provenance["schema"], view.provenance["synthetic"]) == ("c0de", 2, True)
-    assert view.provenance["scores"]["protocol"] == "pets/1"
+    assert view.provenance["scores"]["protocol"] == "pets/2"
     assert [row.id for row in view.images] == ["a", "b"]
     assert view.images[1].values == {"psnr": 1.5, "ssim": None}
     row = view.images[0]

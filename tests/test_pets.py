@@ -77,7 +77,7 @@ def test_unknown_species_is_refused():
         render(factors(1), "cow")
 
 
-@pytest.mark.parametrize("name", ["cat", "dog", "judge", "classifier"])
+@pytest.mark.parametrize("name", ["cat", "dog", "judge", "classifier", "attributes"])
 def test_cards_belong_to_their_weights(name):
     card = json.loads((WEIGHTS / f"{name}.json").read_text())
     assert card["sha256"] == hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest()
@@ -92,6 +92,30 @@ def test_the_judge_knows_species_and_factors(species):
     assert own_share(species, images[0]) > 0.99
     assert attribute_error(seen, cats).mean() < 0.06  # of equal attributes
     assert 0.3 < attribute_error(seen, cats.roll(1, dims=0)).mean() < 0.46  # unrelated animals
+
+
+def test_the_features_of_the_judge_are_standardised():
+    judge, drawn = load_pets_judge(WEIGHTS / "judge.safetensors"), factors(600, seed=79)
+    features, _ = observe(judge, torch.cat([to_uint8(render(drawn, species)) for species in SPECIES]))
+    assert features.mean(0).abs().max() < 0.15  # 1200 images: the standard error is 0.03
+    assert (features.std(0) - 1).abs().max() < 0.15
+
+
+def grain(images: torch.Tensor) -> float:
+    """What 3×3 means do not explain of the background above the animals."""
+    background = images[:, :, :10]
+    return (background - torch.nn.functional.avg_pool2d(background, 3, 1, 1))[:, :, 1:-1, 1:-1].std().item()
+
+
+@pytest.mark.parametrize("species", SPECIES)
+@pytest.mark.parametrize("t", [10, 20, 60])
+def test_no_grain_is_left_where_nothing_is_drawn(species, t):
+    denoiser = load(str(WEIGHTS / f"{species}.safetensors")).condition()
+    x0, level = render(factors(16, seed=80, size=0.5), species), denoiser.schedule.at(t)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
+    seen = denoiser(level.a * x0 + level.b * noise, level).x0
+    assert grain(noise) * level.b / level.a > 0.04
+    assert grain(seen - x0) < 0.0125  # 1.6 of 255 grey levels
 
 
 @pytest.mark.parametrize("species", SPECIES)

@@ -13,7 +13,7 @@ from cyclediff.runtime.record import Run, ScoreFolder, code_digest, provenance
 from cyclediff.runtime.study import Scored
 
 IDENTITY = {"task": "t", "method": {"name": "m", "eta": 0.1}, "seed": 1, "weights": {"target": "abc"}}
-SCORING = {"protocol": {"name": "pets/1", "resize": "bilinear"}, "weights": {"judge": "def"}}
+SCORING = {"protocol": {"name": "pets/2", "resize": "bilinear"}, "weights": {"judge": "def"}}
 CURVE = {"title": "T", "x": {"header": "x"}, "y": {"header": "y"}, "points": [[0, 1]]}
 SCORED = Scored({"psnr": {"value": 1.0}}, [{"id": "x", "psnr": 1.0}], {"fid": [1.0, 2.0], "kid": [3.0]}, {"d": CURVE})
 RECORD = {"schema": 2, "code": "c0de", "revision": "r"}
@@ -67,9 +67,9 @@ def test_the_folder_is_named_by_the_identity(tmp_path):
 def test_scores_of_each_protocol_have_a_folder(tmp_path):
     path = ScoreFolder(tmp_path, SCORING).path
     assert path.parent == tmp_path / "scores"
-    assert path.name.startswith("pets-1-")
+    assert path.name.startswith("pets-2-")
     assert path == ScoreFolder(tmp_path, dict(reversed(SCORING.items()))).path
-    for key, value in {"protocol": {"name": "pets/1", "resize": "bicubic"}, "weights": {"judge": "xyz"}}.items():
+    for key, value in {"protocol": {"name": "pets/2", "resize": "bicubic"}, "weights": {"judge": "xyz"}}.items():
         assert ScoreFolder(tmp_path, {**SCORING, key: value}).path != path
 
 
@@ -116,7 +116,7 @@ def test_scores_are_written_and_found(tmp_path):
     assert (scores.path / "bootstrap.csv").read_text() == "fid,kid\n1.0,3.0\n2.0,\n"
     assert json.loads((scores.path / "curves.json").read_bytes()) == {"d": CURVE}
     record = json.loads((scores.path / "metrics.json").read_bytes())
-    assert (record["protocol"], record["identity"], record["code"]) == ("pets/1", SCORING, "c0de")
+    assert (record["protocol"], record["identity"], record["code"]) == ("pets/2", SCORING, "c0de")
     assert record["metrics"] == SCORED.metrics
 
 

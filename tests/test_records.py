@@ -28,7 +28,7 @@ def folders(tmp_path):
 def test_files_say_what_the_evaluation_found(folders, tmp_path):
     """Values survive the way through the files to the last bit, and the files are as metrics.json says."""
     main(command(folders, "--output", str(tmp_path / "out")))
-    protocol = Protocol("pets/1", 64, "bilinear", pets_judge(str(JUDGE)), "reference-15-images", JUDGE, None, True)
+    protocol = Protocol("pets/2", 64, "bilinear", pets_judge(str(JUDGE)), "reference-15-images", JUDGE, None, True)
     scores = evaluate(folders["generated"], folders["source"], folders["reference"], None, protocol)
     record = read_scores(tmp_path / "out")
     assert record["metrics"].keys() == scores.metrics.keys()

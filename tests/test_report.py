@@ -21,7 +21,7 @@ from .finished_run import metric, rewrite, scores_of, write_csv, write_run, writ
 ROOT = Path(__file__).parents[1]
 
 
-def make_run(task, method, *, fid=20.0, kid=0.004, protocol="fid/x", name="pets/1", **more):
+def make_run(task, method, *, fid=20.0, kid=0.004, protocol="fid/x", name="pets/2", **more):
     """A run with FID, KID and PSNR."""
     folder = write_run(task, method, **more)
     values = {
@@ -199,11 +199,11 @@ def test_names_are_no_markup(task, name, capsys):
     rewrite(folder / "run.json", lambda run: run["data"].update(name=name))
     main([str(task)])
     printed = capsys.readouterr().out.splitlines()
-    assert f"t: 3 images of {name}, protocol pets/1" in [line.rstrip() for line in printed]
+    assert f"t: 3 images of {name}, protocol pets/2" in [line.rstrip() for line in printed]
     assert [line for line in printed if line.startswith(f"  {name}  ")]
     lines = (task / "table.md").read_text().splitlines()
     escaped = name.replace("|", r"\|").replace("<", r"\<")
-    assert lines[0] == f"## t: 3 images of {escaped}, protocol pets/1"
+    assert lines[0] == f"## t: 3 images of {escaped}, protocol pets/2"
     (row,) = (line for line in lines if line.startswith(f"| {escaped} |"))
     assert len(re.findall(r"(?<!\\)\|", row)) == lines[4].count("|")
 

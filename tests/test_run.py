@@ -99,12 +99,12 @@ def test_pets(tmp_path):
 
 
 def test_guidance_networks_are_counted(tmp_path):
-    """EGSDE at its settings for pets: 50 steps, each with its denoiser and the extractor on two images."""
+    """EGSDE at its settings for pets: 25 steps, each with its denoiser and the extractor on two images."""
     done = run(SMALL, "method=egsde", "data.limit=1", f"paths.outputs={tmp_path}")
     assert done.returncode == 0, done.stderr
     (record,) = (json.loads(path.read_bytes()) for path in tmp_path.glob("*/*/run.json"))
-    assert record["costs"]["forwards_per_image"] == 150
-    assert record["costs"]["backwards_per_image"] == 50
+    assert record["costs"]["forwards_per_image"] == 75
+    assert record["costs"]["backwards_per_image"] == 25
 
 
 def test_scores_under_other_settings_of_the_protocol(tmp_path):
@@ -189,7 +189,7 @@ def test_photos(tmp_path, photos):
         (["data.limit=0"], "at least 1"),
         (["data.source=nowhere"], "nowhere does not exist"),
         (["method=cyclediffusion", "method.eta=0"], "eta > 0"),
-        (["method=cyclediffusion", "method.T_es=101"], "between 1 and T = 100; got 101"),
+        (["method=cyclediffusion", "method.T_es=101"], "between 1 and T = 50; got 101"),
         (["method=cyclediffusion", "method.T=many"], "method.T must be of type int; got 'many'"),
         (["paths.outputs=/dev/null/x"], "/dev/null"),
     ],

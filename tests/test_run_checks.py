@@ -27,7 +27,7 @@ def refused(done) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["method=sdedit", "protocol.size=128"], "protocol pets/1 is for images of 64 pixels; got protocol.size=128"),
+        (["method=sdedit", "protocol.size=128"], "protocol pets/2 is for images of 64 pixels; got protocol.size=128"),
         (["method=sdedit", "protocol.size=null"], "protocol.size must be a whole number of at least 1; got None"),
         (
             ["experiment=pets_edit", "tier=few", "method=ddib", "task.size=32"],

@@ -143,7 +143,7 @@ def test_an_expensive_run_asks_first(own):
 
 @pytest.mark.parametrize(("arguments", "expected"), [
     ([EDIT, "method=ilvr"], "ilvr cannot follow a text; choose method=cyclediffusion, cyclediffusion_cac"),
-    ([EDIT, "protocol=pets"], "protocol pets/1 does not score task pets_edit; choose protocol=pets_edit"),
+    ([EDIT, "protocol=pets"], "protocol pets/2 does not score task pets_edit; choose protocol=pets_edit"),
     ([EDIT, "selection.grid.skip=[33]"], "must be less than the 33 timesteps"),
     ([EDIT, "selection.trials=0"], "trials must be at least 1"),
     ([EDIT, "selection.metric=beauty"], "selection.metric must be one of"),
@@ -193,7 +193,7 @@ def test_pets_are_edited_as_their_texts_say(tmp_path):
     data = {path.name.rpartition("-")[0]: path for path in (tmp_path / "pets_edit" / "data").iterdir() if path.is_dir()}
     source, truth = data["pets-edits-source"], data["pets-edits-target"]
     judge = ROOT / "cyclediff/pets/weights/judge.safetensors"
-    protocol = Protocol("pets_edit/1", 64, "bilinear", None, "", judge, open_clip_scorer(str(CLIP)))
+    protocol = Protocol("pets_edit/2", 64, "bilinear", None, "", judge, open_clip_scorer(str(CLIP)))
     nothing, _ = evaluate(source, source, None, truth, protocol)
     perfect, _ = evaluate(truth, source, None, truth, protocol)
     for name in METHODS:

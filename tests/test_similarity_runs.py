@@ -33,7 +33,7 @@ def test_a_run_on_pixels(tmp_path):
     arguments += [f"paths.outputs={tmp_path}", f"paths.cache={tmp_path / 'cache'}"]
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
-    folders = sorted(tmp_path.glob("pets_cat2dog/cyclediffusion-*"))
+    folders = sorted(tmp_path.glob("pets_similarity/cyclediffusion-*"))
     assert not [png for folder in folders for png in folder.rglob("*.png")]
     counts = set()
     for folder in folders:
@@ -53,7 +53,7 @@ def test_a_run_on_pixels(tmp_path):
         assert (curve["panel"], curve["label"]) == ("eta 0.1", f"T_es {steps}")
     assert counts == {2, 5}
     assert "bound of all" in done.stdout
-    page = (tmp_path / "pets_cat2dog" / "report.html").read_text()
+    page = (tmp_path / "pets_similarity" / "report.html").read_text()
     assert len(re.findall('class="curve dashed"', page)) == 6  # three charts of two runs
     before = {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*") if path.is_file()}
     assert run(*arguments).returncode == 0
@@ -64,7 +64,7 @@ def test_a_run_under_texts(tmp_path):
     arguments = ["experiment=pets_similarity_text", "data.limit=1", "method.eta=0.5", "method.T=6", "method.T_es=4"]
     done = run(*arguments, f"paths.outputs={tmp_path}", f"paths.cache={tmp_path / 'cache'}")
     assert done.returncode == 0, done.stderr
-    (folder,) = tmp_path.glob("pets_edit/cyclediffusion-*")
+    (folder,) = tmp_path.glob("pets_similarity_text/cyclediffusion-*")
     assert json.loads((folder / "run.json").read_bytes())["costs"]["forwards_per_image"] == 5 * 4
     assert "20 network rows an image" in done.stdout
     metrics = json.loads((scores_of(folder) / "metrics.json").read_bytes())["metrics"]
@@ -106,7 +106,7 @@ PIXELS = ["method=cyclediffusion", "method.refine_steps=0"]
 
 
 EXACT = "study=similarity measures differences that rounding would hide; choose dtype=float32 and compile_mode=null"
-REFINED = "study=similarity ends where the code ends, and method.refine_steps=10 adds new noise after it; choose "
+REFINED = "study=similarity ends where the code ends, and method.refine_steps=5 adds new noise after it; choose "
 CHOSEN = "study=similarity makes no candidates; leave tier out, and choose method.T_es, study.source_guidance and "
 
 
@@ -117,7 +117,7 @@ CHOSEN = "study=similarity makes no candidates; leave tier out, and choose metho
     ([*TEXTS, "method=cyclediffusion_cac"], f"{FITS} cyclediffusion_cac does not fit; choose method=cyclediffusion"),
     (["method=cyclediffusion"], f"{REFINED}method.refine_steps=0"),
     ([*PIXELS, "method.eta=0"], "CycleDiffusion needs eta > 0 (eta = 0 has no noise to encode: use ddib); got 0"),
-    ([*PIXELS, "method.T_es=0"], "T_es must be between 1 and T = 100; got 0"),
+    ([*PIXELS, "method.T_es=0"], "T_es must be between 1 and T = 50; got 0"),
     ([*PIXELS, "study.guidance=3"], "networks on pixels have no guidance; got study.guidance=3, leave it out"),
     ([*PIXELS, "dtype=bfloat16"], EXACT),
     ([*PIXELS, "compile_mode=default"], EXACT),

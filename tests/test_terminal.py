@@ -91,7 +91,7 @@ def test_evaluation_of_a_folder_with_brackets(folders, capsys, recwarn):
     """The name is shown whole, é is é, and what is passed over is said once."""
     evaluate.main(folders)
     printed = capsys.readouterr().out
-    assert printed.splitlines()[0].rstrip() == "z[/b]: 2 images, protocol pets/1"
+    assert printed.splitlines()[0].rstrip() == "z[/b]: 2 images, protocol pets/2"
     assert "without a result" not in printed
     assert "results without a source" not in printed
     assert [str(warning.message) for warning in recwarn if "passed over" in str(warning.message)] == [
@@ -104,7 +104,7 @@ def test_a_list_of_edits_spells_a_name_as_another_system_does(folders, tmp_path,
     rows = "id,source,target,category,mask\na,a cat,a dog,,\ne\u0301,a dog,a cat,,\n"
     (tmp_path / "src" / "edits.csv").write_text(rows, encoding="utf-8")
     evaluate.main([*folders[:-1], "pets_edit"])
-    assert capsys.readouterr().out.splitlines()[0].rstrip() == "z[/b]: 2 images, protocol pets_edit/1"
+    assert capsys.readouterr().out.splitlines()[0].rstrip() == "z[/b]: 2 images, protocol pets_edit/2"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def test_a_run_on_an_ascii_terminal_is_finished(tmp_path):
     assert code == 0, printed
     assert printed.isascii()
     assert r"warning: b\xe4r: 1 file passed over (1 .heic)" in printed.splitlines()
-    assert any(line.startswith("| method |  FD v | KDx10^3 v | PSNR ^ |") for line in printed.splitlines()), printed
+    assert any(line.startswith("| method |   FD v | KDx10^3 v | PSNR ^ |") for line in printed.splitlines()), printed
     (record,) = (json.loads(path.read_bytes()) for path in tmp_path.glob("out/*/*/run.json"))
     assert record["status"] == "finished"
     assert record["data"]["name"] == "bär"

@@ -172,7 +172,15 @@ def test_a_loss_that_is_nan_ends_it_at_the_last_checkpoint(tmp_path):
     code, text = finish([*TRAIN, *SMALL, f"paths.outputs={tmp_path}"], tmp_path / "log", nan_at_step_6)
     assert code == 2
     assert "the loss of the discriminator is NaN or Inf at step 6 of 18; the checkpoint of step 4 is kept" in text
-    assert not (trained(tmp_path) / "weights").exists()
+    assert not list(trained(tmp_path).glob("weights/*"))
+    record = json.loads((trained(tmp_path) / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert record["error"] in text
+    again = finish([*TRAIN, *SMALL, f"paths.outputs={tmp_path}"], tmp_path / "log")
+    assert again[0] == 0, again[1]
+    record = json.loads((trained(tmp_path) / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["training"]["steps"] == 18
 
 
 def full_disk():
@@ -202,7 +210,7 @@ def study_of(outputs: Path, *overrides: str) -> Train:
         (["study.sample_every=0"], "study.sample_every must be a whole number of at least 1; got 0"),
         (["dtype=bfloat16"], "study=train computes gradients in float32; leave out dtype and compile_mode"),
         (["method.training.lr=0"], "training.temperature and training.lr must be above 0; got 0.07 and 0"),
-        (["method.training.lr=fast"], "method.lr must be of type float; got 'fast'"),
+        (["method.training.lr=fast"], "method.training.lr must be of type float; got 'fast'"),
         (["method.training.layers=[0,99]"], "the generator has the layers 0 … 27; got [0, 99]"),
         (["method.training.crop_size=66"], "training.crop_size must be a multiple of 4 from 16 to training.load_size"),
         (["study.source=nowhere"], "pets_cat2dog needs 1 files and folders; 1 of them are missing"),

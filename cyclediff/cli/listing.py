@@ -4,10 +4,11 @@
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -53,9 +54,15 @@ def main(config_dir: str, arguments: Sequence[str]) -> None:
     console = terminal.console()
     console.width = min(console.width, WIDEST)
     with ProcessPoolExecutor(min(os.cpu_count() or 1, MOST)) as pool:  # Hydra takes 0.1 s for an experiment
+        files = {
+            group: pool.submit(files_here, group, stems(group, config_dir), config_dir, overrides)
+            for group in OF_FILES
+            if group in groups
+        }
         found = list(pool.map(partial(doctor.inspect, config_dir=config_dir, overrides=overrides), names))
+        here = {group: future.result() for group, future in files.items()}
     for group in groups:
-        shown = [(group, "runs here", "what"), *lines(group, config_dir, found, overrides)]
+        shown = [(group, "runs here", "what"), *lines(group, config_dir, found, here.get(group, {}))]
         table = Table(box=box.SIMPLE_HEAD, show_edge=False)
         for index, header in enumerate(shown[0]):
             whole = max(len(line[index]) for line in shown) if index < 2 else None  # only what it is may be cut
@@ -67,8 +74,16 @@ def main(config_dir: str, arguments: Sequence[str]) -> None:
     console.print("`python run.py doctor` says what is missing, `python run.py explain METHOD` what a method does.")
 
 
+def stems(group: str, config_dir: str) -> list[str]:
+    """Names of the files of a group of the configuration."""
+    return [path.stem for path in sorted(Path(config_dir, group).glob("*.yaml"))]
+
+
 def lines(
-    group: str, config_dir: str, experiments: Sequence[doctor.Experiment], overrides: Sequence[str] = ()
+    group: str,
+    config_dir: str,
+    experiments: Sequence[doctor.Experiment],
+    here: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[tuple[str, str, str]]:
     """Name, whether it runs here, and what it is, of each file of a group of the configuration.
 
@@ -76,7 +91,7 @@ def lines(
         group: "experiment", "task", "method", "model" or "protocol".
         config_dir: the folder of the configuration.
         experiments: all of them, where the group is one of the first three.
-        overrides: settings that move folders.
+        here: of a model or protocol, what `files_here` says of it.
     """
     if group == "experiment":
         for experiment in experiments:
@@ -85,10 +100,9 @@ def lines(
             what += experiment.methods[0] if count == 1 else f"{count} methods"
             yield experiment.name, doctor.cells(experiment)[0], what
         return
-    paths = sorted(Path(config_dir, group).glob("*.yaml"))
-    here = files_here(group, [path.stem for path in paths], config_dir, overrides) if group in OF_FILES else {}
-    for path in paths:
-        yield path.stem, here.get(path.stem) or _runs_in(group, path.stem, experiments), title_of(path)
+    for name in stems(group, config_dir):
+        title = title_of(Path(config_dir, group, f"{name}.yaml"))
+        yield name, here.get(name) or _runs_in(group, name, experiments), title
 
 
 def _runs_in(group: str, name: str, experiments: Sequence[doctor.Experiment]) -> str:

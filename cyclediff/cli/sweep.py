@@ -8,6 +8,10 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from cyclediff.errors import TrainingFailed, UserError
+
+USERS = (UserError.__name__, TrainingFailed.__name__)  # types of errors that the user can fix
+
 
 def count_runs(choices: Mapping[str, str], arguments: Sequence[str]) -> int:
     """How many runs a sweep has.
@@ -44,7 +48,7 @@ def failed_runs(task_folders: Iterable[Path], since: str) -> list[tuple[str, boo
                     for name, failure in record.get("unscored", {}).items()
                 ]
                 lines += [
-                    (f"{name}: failed: {failure['error']}", failure["error_type"] == "UserError")
+                    (f"{name}: failed: {failure['error']}", failure["error_type"] in USERS)
                     for name, failure in failures
                     if failure["end"] >= since
                 ]

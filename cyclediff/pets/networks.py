@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -22,24 +21,28 @@ from cyclediff.pets.attributes import ATTRIBUTES
 
 SIZE = 64
 PATCH = 4
-WIDTH = 32  # of the detail network
+FEATURES = 16  # channels that the patch network gives the detail network, besides its picture
+WIDTH = 64  # of the detail network
 COARSE_ERROR = 0.08  # root mean squared error of the patch network on almost clean images
 X0_ERROR = 0.01  # of the whole network on almost clean images, see blend_x0
 
 
-class PatchUNet(nn.Module):
-    """x0 from x_t at 64×64 by a UNet on 4×4 patches: a sixteenth of the positions of a UNet on pixels.
+class PetsUNet(nn.Module):
+    """x0 from x_t at 64×64: a UNet on 4×4 patches draws the picture, convolutions on 2×2 patches finish it.
 
-    It predicts x0, because the noise in a patch is hard to predict (48 numbers through 64 channels).
+    The convolutions see the patch network's picture and features, the picture blended with x_t (at low noise x_t is
+    the better estimate), and the noise level. They say where to trust x_t more or less than that, and add what lacks.
+    On 2×2 patches they cost a quarter of what they would on pixels.
     """
+
+    alpha_bar: Tensor
 
     def __init__(self):
         super().__init__()
-        channels = 3 * PATCH**2
-        self.unet = UNet2DModel(
+        self.coarse = UNet2DModel(
             sample_size=SIZE // PATCH,
-            in_channels=channels,
-            out_channels=channels,
+            in_channels=3 * PATCH**2,
+            out_channels=3 * PATCH**2 + 4 * FEATURES,
             layers_per_block=1,
             block_out_channels=(64, 96, 128),
             down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
@@ -47,40 +50,28 @@ class PatchUNet(nn.Module):
             attention_head_dim=32,
             norm_num_groups=32,
         )
-
-    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
-        """Predict x0, (n, 3, 64, 64); t is int64 (n,)."""
-        return F.pixel_shuffle(self.unet(F.pixel_unshuffle(xt, PATCH), t).sample, PATCH)
-
-
-class PetsUNet(nn.Module):
-    """x0 from x_t: a patch UNet predicts x0, and three convolutions on pixels sharpen and clean it.
-
-    The convolutions see the patch network's x0, the same blended with x_t (the better estimate at low noise), and the
-    noise level.
-    """
-
-    alpha_bar: Tensor
-
-    def __init__(self):
-        super().__init__()
-        self.coarse = PatchUNet()
-        first = nn.Conv2d(7, WIDTH, 3, padding=1)
-        middle = nn.Conv2d(WIDTH, WIDTH, 3, padding=2, dilation=2)
-        last = nn.Conv2d(WIDTH, 3, 3, padding=1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(cast(Tensor, last.bias))
-        self.detail = nn.Sequential(first, nn.SiLU(), middle, nn.SiLU(), last)
+        self.enter = nn.Conv2d(12 + 12 + FEATURES + 1, WIDTH, 3, padding=1)
+        self.middle = nn.Sequential(
+            nn.SiLU(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.SiLU(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        )
+        self.leave = nn.Sequential(nn.SiLU(), nn.Conv2d(WIDTH, 12, 3, padding=1))
+        self.trust = nn.Sequential(nn.SiLU(), nn.Conv2d(WIDTH, 12, 3, padding=1))
+        for parameter in (*self.leave.parameters(), *self.trust.parameters()):
+            nn.init.zeros_(parameter)
         self.register_buffer("alpha_bar", alpha_bar_from_betas(linear_betas()), persistent=False)
 
     def forward(self, xt: Tensor, t: Tensor) -> Tensor:
         """Predict x0, (n, 3, 64, 64); t is int64 (n,)."""
         alpha_bar = self.alpha_bar[t][:, None, None, None]
-        coarse = self.coarse(xt, t)
-        level = (1 / alpha_bar - 1).log().to(xt).expand_as(xt[:, :1]) / 8
+        drawn = F.pixel_shuffle(self.coarse(F.pixel_unshuffle(xt, PATCH), t).sample, 2)
+        coarse, pairs = drawn[:, :12], F.pixel_unshuffle(xt, 2)
+        level = (1 / alpha_bar - 1).log().to(xt).expand_as(pairs[:, :1]) / 8
         trusted = alpha_bar.clamp(max=1 / (1 + COARSE_ERROR**2))  # a sampler's state is never cleaner than this
-        blend = blend_x0(alpha_bar.rsqrt().to(xt) * trusted.sqrt().to(xt) * xt, coarse, trusted, COARSE_ERROR)
-        return blend + self.detail(torch.cat((blend, coarse, level), dim=1))
+        scaled = alpha_bar.rsqrt().to(xt) * trusted.sqrt().to(xt) * pairs
+        blend = blend_x0(scaled, coarse, trusted, COARSE_ERROR)
+        hidden = self.enter(torch.cat((blend, drawn, level), dim=1))
+        hidden = hidden + self.middle(hidden)
+        return F.pixel_shuffle(blend + self.trust(hidden) * (blend - coarse) + self.leave(hidden), 2)
 
 
 @cache

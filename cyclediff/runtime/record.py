@@ -87,7 +87,8 @@ class Run:
             for folder in ("", *(artifact.folder for artifact in self.artifacts.values())):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
             earlier = {**provenance, "identity": self.identity, "start": now()}
-        earlier = {key: value for key, value in earlier.items() if key not in FAILURE}
+        more = provenance if earlier.get("status") == "failed" else {}  # a training that failed has no notes of its end
+        earlier = {**more, **{key: value for key, value in earlier.items() if key not in FAILURE}}
         if changed_files(self.path, {"config.yaml": earlier.get("files", {}).get("config.yaml", "")}):
             write_atomically(config.encode(), self.path / "config.yaml")
         files = digests(self.path, ["config.yaml"])

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cyclediff.errors import UserError
+from cyclediff.errors import TrainingFailed, UserError
 from cyclediff.runtime import distributed
 from cyclediff.runtime.lock import claimed
 from cyclediff.runtime.record import Run, ScoreFolder, provenance
@@ -109,9 +109,17 @@ def _make(cfg: DictConfig, study: Study, run: Run, items: Items, record: Mapping
     study.load(device)
     execution = execution_of(cfg, run, study, device, len(items.ids) * study.parts)
     missing = distributed.from_first(lambda: len(run.missing(items.ids)))
-    notes = {"batch_size": execution.batch_size, "device": str(device), **study.begin(execution, missing)}
-    distributed.from_first(lambda: run.start(OmegaConf.to_yaml(cfg, resolve=True), {**record, **notes}))
-    begun.append(True)
+
+    def start(notes: Mapping[str, Any]) -> None:
+        about = {**record, "batch_size": execution.batch_size, "device": str(device), **notes}
+        distributed.from_first(lambda: run.start(OmegaConf.to_yaml(cfg, resolve=True), about))
+        begun.append(True)
+
+    try:
+        start(study.begin(execution, missing))
+    except TrainingFailed:
+        start({})  # so that the failure is noted: hours went before it
+        raise
     held = make_all(cfg.method.name, study, items.ids, study.parts, run, execution, items.kinds)
     remember_smaller(cfg, study, execution, held)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

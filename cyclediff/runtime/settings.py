@@ -40,8 +40,8 @@ def require_whole_number(cfg: DictConfig, key: str, least: int, word: str | None
         raise UserError(f"{key} must be {allowed}; got {value}")
 
 
-def build(cls: type, settings: dict[str, Any]) -> Any:
-    """Make a method from its settings, with their types checked against its annotations.
+def build(cls: type, settings: dict[str, Any], place: str = "method") -> Any:
+    """Make a method, or what else has settings in `place`, with their types checked against its annotations.
 
     Raises:
         UserError: if a setting is unknown, missing, of another type or outside its range.
@@ -55,9 +55,9 @@ def build(cls: type, settings: dict[str, Any]) -> Any:
         if key in settings and kind in (int, float, bool, str):
             wrong = not isinstance(settings[key], allowed) or (isinstance(settings[key], bool) and kind is not bool)
             if wrong:
-                raise UserError(f"method.{key} must be of type {kind.__name__}; got {settings[key]!r}")
+                raise UserError(f"{place}.{key} must be of type {kind.__name__}; got {settings[key]!r}")
             if kind is float and not abs(settings[key]) <= sys.float_info.max:
-                raise UserError(f"method.{key} must be a finite number; got {settings[key]}")
+                raise UserError(f"{place}.{key} must be a finite number; got {settings[key]}")
     try:
         return cls(**settings)
     except (ValueError, TypeError) as error:

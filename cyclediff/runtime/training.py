@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from cyclediff.errors import UserError
+from cyclediff.errors import TrainingFailed
 from cyclediff.runtime import checkpoints, distributed, stop
 from cyclediff.runtime.gradients import average_gradients, share_weights
 from cyclediff.runtime.rates import moving_average
@@ -85,8 +85,8 @@ def train(training: Training, folder: Path, name: str) -> Trained:
         name: for the progress bar.
 
     Raises:
-        UserError: if the checkpoint belongs to other settings or is damaged, there is no room for one, or a loss is not
-            finite; the last good checkpoint is kept.
+        UserError: if the checkpoint belongs to other settings or is damaged, or there is no room for one.
+        TrainingFailed: if a loss or a weight is not finite, or a checkpoint cannot be written.
         Stopped: if the program was asked to stop; a checkpoint of the step in hand is kept.
     """
     return _Trainer(training, folder, name).run()
@@ -153,7 +153,8 @@ class _Trainer:
         failed, asked = average_gradients(parameters, [not loss.isfinite().item(), stop.requested()])
         self.stopping = self.stopping or asked
         if failed:
-            raise UserError(f"the loss of the {which} is NaN or Inf at step {self.step + 1} {self._kept()}, {ADVICE}")
+            at = f"at step {self.step + 1} {self._kept()}"
+            raise TrainingFailed(f"the loss of the {which} is NaN or Inf {at}, {ADVICE}")
         if self.how.clip is not None:
             nn.utils.clip_grad_norm_(parameters, self.how.clip)
         optimizer.step()
@@ -177,14 +178,14 @@ class _Trainer:
     def _save(self) -> None:
         """Write a checkpoint, unless weights are not finite: the loss has not shown that yet."""
         if not all(p.isfinite().all() for network in self.how.networks.values() for p in network.parameters()):
-            raise UserError(f"a weight is NaN or Inf after step {self.step} {self._kept()}, {ADVICE}")
+            raise TrainingFailed(f"a weight is NaN or Inf after step {self.step} {self._kept()}, {ADVICE}")
         facts = {"step": self.step, "seconds": self.seconds, "history": self.history, "sums": self.sums}
         try:
             if distributed.is_first():
                 write_atomically((json.dumps(self.history) + "\n").encode(), self.folder / HISTORY)
             checkpoints.write(self._state() | facts, self.file)
         except OSError as error:
-            raise UserError(
+            raise TrainingFailed(
                 f"{self.folder} cannot hold a checkpoint ({error.strerror}) of step {self.step} {self._kept()}, "
                 "so make room and start the same command again"
             ) from error

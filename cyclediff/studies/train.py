@@ -120,7 +120,7 @@ class Train:
 
     def record(self) -> Mapping[str, Any]:
         """The weights from which the training starts, and the images."""
-        return {"weights": dict(self.recipe.weights()), "trained_on": dict(self.trained_on)}
+        return {"random_weights": [], "weights": dict(self.recipe.weights()), "trained_on": dict(self.trained_on)}
 
     def load(self, device: "torch.device") -> None:
         """Build the networks, and load those of the scores: a wrong file is found before the slow part."""
@@ -166,7 +166,7 @@ class Train:
             }  # fmt: skip
             keep(self.folder, self.snapshots, trained.history, about)
         distributed.wait_for_all()
-        return {"random_weights": [], "training": {"steps": self.training.steps, "seconds": seconds}}
+        return {"training": {"steps": self.training.steps, "seconds": seconds}}
 
     def read(self, ids: Sequence[str]) -> "Tensor":
         """Sheets, uint8 (n, 3, h, w)."""

@@ -95,7 +95,7 @@ def training_settings(context: Context) -> Any:
         UserError: if a setting is wrong.
     """
     settings: Any = OmegaConf.to_container(context.cfg.method.training, resolve=True)
-    return build(get_class(settings.pop("_target_")), settings)
+    return build(get_class(settings.pop("_target_")), settings, "method.training")
 
 
 def _target(path: Path) -> str:

@@ -30,14 +30,17 @@ EDITED = {
 class PetsJudge(nn.Module):
     """The judge of pets: what is on a 64×64 image, and how well is it drawn?
 
-    Its penultimate activations are the features of FD and KD. It is trained on rendered animals, half of them degraded,
-    so the features depend on the attributes, the species and the typical defects of generated images.
+    Its penultimate activations are the features of FD and KD. They are standardised: over rendered cats and dogs each
+    has mean 0 and variance 1. The judge is trained on rendered animals, half of them degraded, so the features depend
+    on the attributes, the species and the typical defects of generated images.
 
     The 18 outputs: 7 scalar attributes scaled to [-1, 1], 3 hues as (cos, sin), the logit of "dog", and the strength of
     4 degradations (noise, blur, patch pattern, ghost of the other species).
     """
 
     features: int = 64
+    mean: Tensor
+    std: Tensor
 
     def __init__(self):
         super().__init__()
@@ -49,11 +52,13 @@ class PetsJudge(nn.Module):
         ]  # fmt: skip
         self.body = nn.Sequential(*stages, nn.Flatten(), nn.Linear(96 * 4 * 4, self.features))
         self.head = nn.Sequential(nn.SiLU(), nn.Linear(self.features, DOMAIN + 1 + DEGRADATIONS))
+        self.register_buffer("mean", torch.zeros(self.features))
+        self.register_buffer("std", torch.ones(self.features))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 3, 64, 64) in [-1, 1] → features (n, 64), outputs (n, 18)."""
         features = self.body(image)
-        return features, self.head(features)
+        return (features - self.mean) / self.std, self.head(features)
 
 
 def load_pets_judge(path: Path) -> PetsJudge:

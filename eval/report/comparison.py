@@ -23,11 +23,13 @@ class Verdict:
         text: the claim.
         verdict: "holds" or "fails" where at least 97.5 % of the bootstrap's resamples say so.
         support: the share of the resamples in which it holds, from 0 to 1; None where a run or a number is missing.
+        reason: why it fails, where it does and the experiment knows it.
     """
 
     text: str
     verdict: Literal["holds", "fails", "undecided"]
     support: float | None
+    reason: str = ""
 
 
 def format_verdict(verdict: Verdict) -> str:
@@ -36,10 +38,10 @@ def format_verdict(verdict: Verdict) -> str:
 
 
 def format_support(verdict: Verdict) -> str:
-    """How much supports a claim: "bootstrap support 97 %"."""
+    """How much supports a claim, "bootstrap support 97 %", and why it fails."""
     if verdict.support is None:
         return "a run or a number is missing"
-    return f"bootstrap support {100 * verdict.support:.3g} %"
+    return f"bootstrap support {100 * verdict.support:.3g} %" + (f"; {verdict.reason}" if verdict.reason else "")
 
 
 def difference(value_a: float, value_b: float, a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
@@ -83,7 +85,8 @@ def judge_claims(claims: Sequence[Mapping[str, Any]], rows: Sequence[TableRow]) 
 
     Args:
         claims: each with text, method, than (another method), and better: metrics in which the first is the better one.
-            A method is its name, or a mapping of its name (`method`) and some of its settings.
+            A method is its name, or a mapping of its name (`method`) and some of its settings. reason: why it fails,
+            shown where it does.
         rows: of one table.
     """
     return [_judge(claim, rows) for claim in claims]
@@ -105,7 +108,7 @@ def _judge(claim: Mapping[str, Any], rows: Sequence[TableRow]) -> Verdict:
         holds &= apart > 0 if one.metrics[key]["higher_is_better"] else apart < 0
     support = holds.mean().item()
     verdict = "holds" if support >= SURE else "fails" if support <= 1 - SURE else "undecided"
-    return Verdict(claim["text"], verdict, support)
+    return Verdict(claim["text"], verdict, support, claim.get("reason", "") if verdict == "fails" else "")
 
 
 def _is_meant(row: TableRow, side: str | Mapping[str, Any]) -> bool:
