@@ -1,8 +1,7 @@
 """Train the text-to-image model and the CLIP of pets from seeds, in the formats of the real ones.
 
-    python scripts/train_pets_text.py vae      the autoencoder
-    python scripts/train_pets_text.py decoder  more of the autoencoder's decoder; its latents stay as they are
-    python scripts/train_pets_text.py unet     text encoder and UNet together; needs the autoencoder
+    python scripts/train_pets_text.py unet     text encoder and UNet together; needs the autoencoder (train_pets_vae.py)
+    python scripts/train_pets_text.py more     the UNet further
     python scripts/train_pets_text.py clip     image and text tower
     python scripts/train_pets_text.py          all of it, one after another
 
@@ -12,6 +11,7 @@ A training that was stopped continues from its last checkpoint in ~/.cache/cycle
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from train_one import CHECKPOINTS, train_one
@@ -31,12 +31,7 @@ from cyclediff.diffusion.schedule import alpha_bar_from_betas, scaled_linear_bet
 from cyclediff.pets.captions import ANIMAL, SHORT, TEMPLATES, TRAITS, Description, sample_edits
 from cyclediff.pets.render import SPECIES, sample_factors
 
-SEEDS = {
-    "vae": 55,
-    "decoder": 99,
-    "text": 66,
-    "clip": 77,
-}  # the data are those of "text"
+SEEDS = {"vae": 55, "decoder": 99, "text": 66, "more": 67, "clip": 77}  # the data are those of "text"
 SIZE, FACTOR, CHANNELS, LENGTH, WIDTH = 64, 4, 4, 24, 64
 IMAGES = 10_000  # of each species
 DROPPED = 0.1  # share of captions that are empty, for guidance (arXiv 2207.12598)
@@ -108,88 +103,6 @@ def captions(some: list[Description], generator: torch.Generator) -> list[str]:
     return [description.caption(every[kind]) for description, kind in zip(some, kinds, strict=True)]
 
 
-def train_vae(steps: int = 5500, batch: int = 16, lr: float = 2e-3) -> None:
-    """Train the autoencoder on quarters of pictures and, at the end, on whole ones."""
-    generator = torch.Generator().manual_seed(SEEDS["vae"])
-    images, _ = dataset(SEEDS["text"])
-    torch.manual_seed(SEEDS["vae"])
-    make: Any = AutoencoderKL  # diffusers annotates tuples of one
-    vae = make(
-        sample_size=SIZE, latent_channels=CHANNELS, block_out_channels=(24, 32, 40), layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=2,
-        mid_block_add_attention=False,
-    )  # fmt: skip
-
-    def loss(number: int) -> Tensor:
-        x = images[torch.randint(len(images), (batch,), generator=generator)].float() / 127.5 - 1
-        top, left, side = window(number, generator)
-        x = x[: batch * SIZE // FACTOR // side // 2, :, top * FACTOR :, left * FACTOR :]
-        x = x[:, :, : side * FACTOR, : side * FACTOR]
-        posterior: Any = vae.encode(x).latent_dist
-        z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
-        return reconstruction_loss(vae.decode(z).sample, x) + 3e-4 * posterior.kl().mean() / z[0].numel()
-
-    ema, record = train_one("vae", vae, loss, steps, lr, generator)
-    network: Any = ema
-    with torch.no_grad():
-        some = images[:: len(images) // 512].float() / 127.5 - 1
-        scale = 1 / network.encode(some).latent_dist.sample(generator).std().item()
-    network.register_to_config(scaling_factor=scale)
-    write_vae(network, images, record | {"scaling_factor": scale})
-
-
-def train_decoder(steps: int = 12_000, batch: int = 16, lr: float = 1e-3) -> None:
-    """Train the decoder further, on what the encoder gives, so that models of its latents stay as they are."""
-    generator = torch.Generator().manual_seed(SEEDS["decoder"])
-    images, _ = dataset(SEEDS["text"])
-    vae: Any = AutoencoderKL.from_pretrained(MODEL / "vae", torch_dtype=torch.float32)
-    with torch.no_grad():
-        codes = [vae.encode(x.float() / 127.5 - 1).latent_dist for x in images.split(200)]
-        mean, std = (torch.cat([getattr(code, name) for code in codes]) for name in ("mean", "std"))
-    decoder = nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder})
-
-    def loss(number: int) -> Tensor:
-        top, left, side = window(number, generator)
-        rows = torch.randint(len(images), (batch * SIZE // FACTOR // side // 2,), generator=generator)
-        x, mean_x, std_x = images[rows].float() / 127.5 - 1, mean[rows], std[rows]
-        x = x[:, :, top * FACTOR : (top + side) * FACTOR, left * FACTOR : (left + side) * FACTOR]
-        z = mean_x + std_x * torch.randn(mean_x.shape, generator=generator)
-        z = z[:, :, top : top + side, left : left + side]
-        return reconstruction_loss(decoder["decoder"](decoder["post_quant_conv"](z)), x)
-
-    ema, record = train_one("decoder", decoder, loss, steps, lr, generator)
-    vae.post_quant_conv, vae.decoder = ema["post_quant_conv"], ema["decoder"]
-    card = json.loads((WEIGHTS / "vae.json").read_text())
-    more = {"decoder_" + key: record[key] for key in ("steps", "loss", "seconds")}
-    write_vae(vae, images, {key: card[key] for key in ("steps", "loss", "seconds", "scaling_factor")} | more)
-
-
-def window(number: int, generator: torch.Generator) -> tuple[int, int, int]:
-    """Top, left and side of what a step sees, in latents: cheap quarters, and the whole for normalisation."""
-    whole = SIZE // FACTOR
-    if number % 2:
-        return 0, 0, whole
-    top, left = torch.randint(whole // 2 + 1, (2,), generator=generator).tolist()
-    return top, left, whole // 2
-
-
-def reconstruction_loss(out: Tensor, x: Tensor) -> Tensor:
-    """Of decoded images: pixels, edges, and the colours of 8×8 patches, which normalisation makes slow to learn."""
-    edges = sum((out.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
-    flat = F.avg_pool2d(out - x, 8).abs().mean()
-    return (out - x).abs().mean() + 4 * (out - x).square().mean() + 0.3 * edges + 2 * flat
-
-
-def write_vae(vae: Any, images: Tensor, record: dict[str, Any]) -> None:
-    """Write the autoencoder as float16, and its card with the PSNR of 512 images."""
-    with torch.no_grad():
-        some = images[:: len(images) // 512].float() / 127.5 - 1
-        error = (vae.decode(vae.encode(some).latent_dist.mode()).sample.clamp(-1, 1) - some).square().mean()
-    record |= {"psnr": round(-10 * (error / 4).log10().item(), 2)}
-    vae.half().save_pretrained(MODEL / "vae")
-    write_card("vae", MODEL / "vae" / "diffusion_pytorch_model.safetensors", SEEDS["vae"], vae, record)
-
-
 class Painter(nn.Module):
     """Text encoder and UNet, trained together as latent diffusion's text-to-image model was (arXiv 2112.10752)."""
 
@@ -214,6 +127,39 @@ class Painter(nn.Module):
         return self.unet(xt, t, self.text(ids).last_hidden_state).sample
 
 
+def painter_loss(
+    painter: Painter,
+    tokenizer: Any,
+    latents: Tensor,
+    described: list[Description],
+    generator: torch.Generator,
+    batch: int,
+    number: int,
+) -> Tensor:
+    """Loss of v with min-SNR weights (arXiv 2303.09556, gamma 5), at stratified timesteps; some captions are empty."""
+    alpha_bar = alpha_bar_from_betas(scaled_linear_betas())
+    rows = torch.randint(len(latents), (batch,), generator=generator)
+    texts = captions([described[row] for row in rows.tolist()], generator)
+    empty = torch.rand(batch, generator=generator) < DROPPED
+    texts = ["" if drop else text for text, drop in zip(texts, empty.tolist(), strict=True)]
+    u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    t = (u * len(alpha_bar)).long()
+    level = alpha_bar[t][:, None, None, None].float()
+    x0, noise = latents[rows], torch.randn(batch, *latents.shape[1:], generator=generator)
+    v = level.sqrt() * noise - (1 - level).sqrt() * x0
+    weight = (level / (1 - level)).clamp(max=5) * (1 - level)  # of x0's error, in terms of v's
+    seen = painter(level.sqrt() * x0 + (1 - level).sqrt() * noise, t, tokenize(tokenizer, texts))
+    return (weight * (seen - v).square()).mean()
+
+
+def latents_of(images: Tensor) -> Tensor:
+    """Latents of images by the shipped autoencoder, scaled."""
+    vae: Any = AutoencoderKL.from_pretrained(MODEL / "vae", torch_dtype=torch.float32).requires_grad_(False)
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(x.float() / 127.5 - 1).latent_dist.mode() for x in images.split(200)])
+    return latents * vae.config.scaling_factor
+
+
 def train_unet(steps: int = 2400, batch: int = 32, lr: float = 1e-3) -> None:
     """Train text encoder and UNet on the autoencoder's latents: v-prediction, min-SNR weights (arXiv 2303.09556)."""
     generator = torch.Generator().manual_seed(SEEDS["text"])
@@ -221,28 +167,11 @@ def train_unet(steps: int = 2400, batch: int = 32, lr: float = 1e-3) -> None:
     images, described = images[::2], described[::2]
     write_tokenizer(MODEL / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
-    vae: Any = AutoencoderKL.from_pretrained(MODEL / "vae", torch_dtype=torch.float32).requires_grad_(False)
-    with torch.no_grad():
-        latents = torch.cat([vae.encode(x.float() / 127.5 - 1).latent_dist.mode() for x in images.split(200)])
-    latents = latents * vae.config.scaling_factor
-    alpha_bar = alpha_bar_from_betas(scaled_linear_betas())
+    latents = latents_of(images)
     torch.manual_seed(SEEDS["text"])
     painter = Painter(len(tokenizer))
 
-    def loss(number: int) -> Tensor:
-        rows = torch.randint(len(latents), (batch,), generator=generator)
-        texts = captions([described[row] for row in rows.tolist()], generator)
-        empty = torch.rand(batch, generator=generator) < DROPPED
-        texts = ["" if drop else text for text, drop in zip(texts, empty.tolist(), strict=True)]
-        u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        t = (u * len(alpha_bar)).long()
-        level = alpha_bar[t][:, None, None, None].float()
-        x0, noise = latents[rows], torch.randn(batch, *latents.shape[1:], generator=generator)
-        v = level.sqrt() * noise - (1 - level).sqrt() * x0
-        weight = (level / (1 - level)).clamp(max=5) * (1 - level)  # of x0's error, in terms of v's
-        seen = painter(level.sqrt() * x0 + (1 - level).sqrt() * noise, t, tokenize(tokenizer, texts))
-        return (weight * (seen - v).square()).mean()
-
+    loss = partial(painter_loss, painter, tokenizer, latents, described, generator, batch)
     ema, record = train_one("text_to_image", painter, loss, steps, lr, generator)
     trained: Any = ema
     trained.unet.half().save_pretrained(MODEL / "unet")
@@ -259,6 +188,25 @@ def train_unet(steps: int = 2400, batch: int = 32, lr: float = 1e-3) -> None:
     (MODEL / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     file = MODEL / "unet" / "diffusion_pytorch_model.safetensors"
     write_card("text_to_image", file, SEEDS["text"], painter, {"images": len(images), **record})
+
+
+def finish_unet(steps: int = 8000, batch: int = 32, lr: float = 5e-4) -> None:
+    """Train the UNet further on twice as many pictures; the text encoder, which the flow model shares, stays."""
+    generator = torch.Generator().manual_seed(SEEDS["more"])
+    images, described = dataset(SEEDS["text"])
+    tokenizer = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
+    painter: Any = Painter(len(tokenizer))
+    for network, file in ((painter.unet, "unet/diffusion_pytorch_model"), (painter.text, "text_encoder/model")):
+        state = load_file(MODEL / f"{file}.safetensors")
+        network.load_state_dict({key: value.float() for key, value in state.items()})
+    painter.text.requires_grad_(False)
+    loss = partial(painter_loss, painter, tokenizer, latents_of(images), described, generator, batch)
+    ema, record = train_one("text_more", painter, loss, steps, lr, generator)
+    ema.unet.half().save_pretrained(MODEL / "unet")
+    card = json.loads((WEIGHTS / "text_to_image.json").read_text())
+    more = {key: [card[key], record[key]] for key in record}
+    file = MODEL / "unet" / "diffusion_pytorch_model.safetensors"
+    write_card("text_to_image", file, SEEDS["text"], painter, {"images": [card["images"], len(images)], **more})
 
 
 def train_clip(steps: int = 3500, batch: int = 128, lr: float = 1e-3) -> None:
@@ -311,12 +259,7 @@ def tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
 
 def main() -> None:
     """Parse the command line and train."""
-    parts: dict[str, Callable[[], None]] = {
-        "vae": train_vae,
-        "decoder": train_decoder,
-        "unet": train_unet,
-        "clip": train_clip,
-    }
+    parts: dict[str, Callable[[], None]] = {"unet": train_unet, "more": finish_unet, "clip": train_clip}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*parts, []], help="default: all, in this order")
     parser.add_argument("--threads", type=int, default=2)
