@@ -1,6 +1,7 @@
 """One network of pets in training: AdamW and a moving average, by cyclediff/runtime/training.py."""
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,14 @@ def train_one(
     trained = train(how, CHECKPOINTS / f"pets_{name}", name)
     record = {"steps": steps, "loss": round(trained.history[-1]["loss"], 5), "seconds": round(trained.seconds)}
     return trained.networks["network"], record
+
+
+def train_parts(about: str, parts: Mapping[str, Callable[[], None]]) -> None:
+    """Parse the command line of a script with several trainings, and run those that it names."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*parts, []], help="default: all, in this order")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for name in arguments.names or parts:
+        parts[name]()

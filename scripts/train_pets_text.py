@@ -8,9 +8,7 @@
 A training that was stopped continues from its last checkpoint in ~/.cache/cyclediff/training.
 """
 
-import argparse
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from train_one import CHECKPOINTS, train_one
+from train_one import CHECKPOINTS, train_one, train_parts
 from train_pets import WEIGHTS, render_all, write_card
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -257,17 +255,5 @@ def tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
     return tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
 
 
-def main() -> None:
-    """Parse the command line and train."""
-    parts: dict[str, Callable[[], None]] = {"unet": train_unet, "more": finish_unet, "clip": train_clip}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*parts, []], help="default: all, in this order")
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    for name in arguments.names or parts:
-        parts[name]()
-
-
 if __name__ == "__main__":
-    main()
+    train_parts(__doc__ or "", {"unet": train_unet, "more": finish_unet, "clip": train_clip})

@@ -7,16 +7,14 @@
 A training that was stopped continues from its last checkpoint in ~/.cache/cyclediff/training.
 """
 
-import argparse
 import json
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
-from train_one import train_one
+from train_one import train_one, train_parts
 from train_pets import WEIGHTS, write_card
 from train_pets_text import CHANNELS, FACTOR, MODEL, SEEDS, SIZE, dataset
 
@@ -103,17 +101,5 @@ def write_vae(vae: Any, images: Tensor, record: dict[str, Any]) -> None:
     write_card("vae", MODEL / "vae" / "diffusion_pytorch_model.safetensors", SEEDS["vae"], vae, record)
 
 
-def main() -> None:
-    """Parse the command line and train."""
-    parts: dict[str, Callable[[], None]] = {"vae": train_vae, "decoder": train_decoder}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*parts, []], help="default: all, in this order")
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    for name in arguments.names or parts:
-        parts[name]()
-
-
 if __name__ == "__main__":
-    main()
+    train_parts(__doc__ or "", {"vae": train_vae, "decoder": train_decoder})
