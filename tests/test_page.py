@@ -145,8 +145,8 @@ def test_claims_are_shown_with_their_support(task):
     make_run(task, "m")
     claims = [Verdict("a < b", "holds", 0.9984), Verdict("c", "undecided", None)]
     text = write(task, lambda sections: sections[0].claims.extend(claims))
-    assert '<span class="verdict holds">holds</span><span>a &lt; b</span>' in text
-    assert "bootstrap support 99.8 %" in text
+    assert '<span class="verdict holds">holds</span><span>a &lt; b <span class="support">' in text
+    assert "bootstrap support 99.8\u00a0%" in text
     assert "a run or a number is missing" in text
     assert "Claims" not in write(task)
 
