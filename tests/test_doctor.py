@@ -85,7 +85,7 @@ def test_what_doctor_lists_is_what_a_run_asks_for(folders):
     with pytest.raises(UserError) as screen:
         Translate(Context(cfg, (CONFIG,), CONFIG)).needs()
     listed = inspect("wild2dog", CONFIG, folders).missing
-    assert f"needs {len(listed)} files and folders" in str(screen.value)
+    assert f"missing for wild2dog: {len(listed)} of" in str(screen.value)
     assert set(re.findall(r"(?m)^  (/\S+)$", str(screen.value))) == {str(path) for path in listed}
 
 

@@ -4,6 +4,7 @@ import json
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -15,7 +16,7 @@ from cyclediff.data.folders import Folder
 from cyclediff.errors import UserError
 from cyclediff.runtime import identity
 from cyclediff.runtime.record import hash_of
-from cyclediff.studies import given, requirements, scoring
+from cyclediff.studies import context, given, requirements, scoring
 from cyclediff.studies.context import Context, get_class
 from cyclediff.studies.sources import Sources
 
@@ -40,10 +41,12 @@ def methods_of(experiment: str) -> list[str]:
 
 
 SOURCES = Sources(PICTURES, None, PICTURES, None)
+CATALOGUE = cache(assets.catalogue)
 
 
 def hashes(cfg: DictConfig, monkeypatch, sources=SOURCES) -> tuple[str, str]:
     """Of artifacts and of scores, with weights and images that are only names."""
+    monkeypatch.setattr(context, "catalogue", CATALOGUE)  # read once
     monkeypatch.setattr(scoring, "_fingerprint", lambda path, context: "sha")
     monkeypatch.setattr(requirements, "fingerprint", lambda path, assets, cache: "sha")
     monkeypatch.setattr(given, "file_sha256", lambda path: "sha")
@@ -56,12 +59,11 @@ def hashes(cfg: DictConfig, monkeypatch, sources=SOURCES) -> tuple[str, str]:
     return hash_of(study.identity()), hash_of(study.score_identity())
 
 
-def changed(cfg: DictConfig, name: str) -> DictConfig:
-    """The same settings, but one."""
+def changed(cfg: DictConfig, name: str, value: Any) -> DictConfig:
+    """The same settings, but one, whose value is given."""
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.5, str: lambda v: f"{v}x"}
     copy = cfg.copy()
     OmegaConf.set_struct(copy, False)
-    value = identity.leaves(cfg)[name]
     if isinstance(value, list):
         new = [*value, "x" if isinstance((value or [1])[0], str) else 1]
     elif value is None or isinstance(value, dict):
@@ -93,14 +95,16 @@ ALIKE = (  # the settings and methods of other experiments
 def test_every_setting_changes_a_folder_or_is_listed(experiment, monkeypatch):
     seen = 0
     for method in methods_of(experiment):
-        cfg = settings_of(experiment, f"method={method}")
+        content: Any = OmegaConf.to_container(settings_of(experiment, f"method={method}"), resolve=True)
+        cfg: Any = OmegaConf.create(content)  # resolved: each setting counts for itself, not for those that copy it
         before = hashes(cfg, monkeypatch)
         listed = [*identity.CANNOT_CHANGE, *unused(cfg)]
         classes = {"study._target_"} | ({"method._target_"} if cfg.study.name == "train" else set())
-        for name in identity.leaves(cfg).keys() - classes:  # the first is in the identity, see below; the other chooses
+        settings = identity.leaves(cfg)
+        for name in settings.keys() - classes:  # the first is in the identity, see below; the other chooses
             if identity.matches(name, listed) or (cfg.study.name, name) == ("train", "method._target_"):
                 continue  # study=train refuses a class that has no training
-            after = hashes(changed(cfg, name), monkeypatch)
+            after = hashes(changed(cfg, name, settings[name]), monkeypatch)
             if not identity.matches(name, identity.SCORING):
                 assert after[0] != before[0], f"{name} leaves the run's folder as it is"
             elif cfg.study.name not in ("similarity", "guide", "train"):  # their numbers are made of artifacts alone

@@ -59,7 +59,7 @@ def test_imagenet_with_small_networks(method, parts, tmp_path):
 def test_missing_files_get_one_screen(tmp_path):
     done = run("experiment=diffuseit_ffhq", own_list(tmp_path, 40), "paths.checkpoints=nowhere", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: diffuseit_ffhq needs 4 files and folders; 4 of them are missing")
+    assert done.stderr.startswith("error: files and folders missing for diffuseit_ffhq: 4 of 4")
     for name in ("ffhq_10m.pt", "dino_vitbase8_pretrain.pth", "clip", "model_ir_se50.pth"):
         assert f"nowhere/{name}" in done.stderr
 

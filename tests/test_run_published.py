@@ -79,7 +79,7 @@ def test_the_real_experiment_with_small_networks(real, tmp_path):
 def test_missing_files_get_one_screen(real, tmp_path):
     done = in_small(real, "paths.checkpoints=nowhere", "method=sdedit", f"paths.outputs={tmp_path}")
     assert done.returncode == 2
-    assert "cat2dog needs 7 files and folders; 5 of them are missing" in done.stderr
+    assert "files and folders missing for cat2dog: 5 of 7" in done.stderr
     for expected in (
         "nowhere/afhq_dog_4m.pt",
         "sha256 not pinned yet",

@@ -213,7 +213,7 @@ def study_of(outputs: Path, *overrides: str) -> Train:
         (["method.training.lr=fast"], "method.training.lr must be of type float; got 'fast'"),
         (["method.training.layers=[0,99]"], "the generator has the layers 0 … 27; got [0, 99]"),
         (["method.training.crop_size=66"], "training.crop_size must be a multiple of 4 from 16 to training.load_size"),
-        (["study.source=nowhere"], "pets_cat2dog needs 1 files and folders; 1 of them are missing"),
+        (["study.source=nowhere"], "files and folders missing for pets_cat2dog: 1 of 1"),
         (["task=pets_guidance", "protocol=pets"], "task pets_guidance has none"),
         (["study.count=6", "method.training.batch=9"], "training.batch must be at most the 6 images; got 9"),
     ],
@@ -267,7 +267,7 @@ def test_real_images_that_are_not_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run("study=train", "method=cut", "experiment=cat2dog", "hydra.mode=RUN", "data.reference=null", cwd=tmp_path)
     assert done.returncode == 2
-    assert "cat2dog needs" in done.stderr
+    assert "files and folders missing for cat2dog: 2 of 2" in done.stderr
     assert "study=train method=cut task=pets_cat2dog" in done.stderr
 
 

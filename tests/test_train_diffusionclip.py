@@ -174,7 +174,7 @@ def test_cats_of_one_colour(tmp_path):
         (["model@task.source_model=diffusers", "task.source_model.path=x"], "reads no such file; choose a source"),
         (
             ["task.source_model.path=nowhere.safetensors"],
-            "pets_cat2dog needs 2 files and folders; 1 of them are missing",
+            "files and folders missing for pets_cat2dog: 1 of 2",
         ),
     ],
 )

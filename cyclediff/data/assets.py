@@ -227,7 +227,7 @@ def missing_screen(task: str, needed: Iterable[Path], assets: dict[str, Asset], 
     needed = list(needed)
     missing = [path for path in needed if not path.exists()]
     here = [path.name for path in needed if path.exists()]
-    lines = [f"{task} needs {len(needed)} files and folders; {len(missing)} of them are missing"]
+    lines = [f"files and folders missing for {task}: {len(missing)} of {len(needed)}"]
     for path in missing:
         asset = assets.get(path.name) or next((a for n, a in assets.items() if n in path.parts), None)
         lines.append(f"  {path}")
