@@ -1,23 +1,25 @@
-"""Run methods of pets with some settings on cats that no table uses; conf/task/pets_cat2dog.yaml has the chosen ones.
+"""Run methods of pets with some settings on animals that no table uses; conf/task and conf/tier have the chosen ones.
 
     python scripts/choose_pets.py method=cyclediffusion,ddib method.eta=0.1,1.0     a sweep, as of run.py
+    python scripts/choose_pets.py experiment=pets_edit 'selection.grid={source_guidance:[1],skip:[3],guidance:[2]}'
 
-The cats, and the dogs that they are compared with, are drawn from seeds of their own.
+The cats, the dogs that they are compared with, and the edits are drawn from seeds of their own.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from train_pets import render_all
 
+from cyclediff.cli.main import main
 from cyclediff.data.images import to_pil
+from cyclediff.pets.folders import PETS_SEEDS
 from cyclediff.pets.render import sample_factors
 
-ROOT = Path(__file__).parents[1]
-OUTPUTS = ROOT / "outputs" / "choose_pets"
+OUTPUTS = Path(__file__).parents[1] / "outputs" / "choose_pets"
 SPLITS = {"cat": (6006, 64), "dog": (6007, 512)}  # seed and number; pets/folders.py has the seeds of tables
+EDITS_SEED = 6008
 
 
 def folder_of(species: str) -> Path:
@@ -31,7 +33,15 @@ def folder_of(species: str) -> Path:
     return folder
 
 
+def data_of(arguments: list[str]) -> list[str]:
+    """Settings that name the data: edits, or else cats and dogs."""
+    if any(argument.startswith("experiment=pets_edit") for argument in arguments):
+        PETS_SEEDS["edits"] = EDITS_SEED
+        return [f"paths.cache={OUTPUTS / 'cache'}"]  # the usual cache has edits of the usual seed
+    return [f"data.source={folder_of('cat')}", f"data.reference={folder_of('dog')}", "data.limit=null"]
+
+
 if __name__ == "__main__":
-    data = [f"data.source={folder_of('cat')}", f"data.reference={folder_of('dog')}", f"paths.outputs={OUTPUTS}"]
-    command = [sys.executable, ROOT / "run.py", *data, "data.limit=null", *sys.argv[1:]]
-    sys.exit(subprocess.run(command, check=False).returncode)
+    settings = sys.argv[1:]
+    sys.argv[1:] = [f"paths.outputs={OUTPUTS}", *data_of(settings), *settings]
+    main()

@@ -1,8 +1,7 @@
 """Train the networks of pets from seeds, and write their weights and cards.
 
-    python scripts/train_pets.py cat            one network; `cat` and `dog` run well side by side, one core each
-    python scripts/train_pets.py cat --check    score samples of the shipped weights, and draw some
-    python scripts/train_pets.py                all of it, one after another
+    python scripts/train_pets.py cat    one network; `cat` and `dog` run well side by side, one core each
+    python scripts/train_pets.py        all of it, one after another
 
 A training that was stopped continues from its last checkpoint in ~/.cache/cyclediff/training.
 """
@@ -16,21 +15,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from train_one import CHECKPOINTS, train_one
+from train_one import train_one
 
-from cyclediff.cyclediffusion import decode
-from cyclediff.data.images import to_pil, to_uint8
 from cyclediff.diffusion.schedule import alpha_bar_from_betas, linear_betas
 from cyclediff.pets.attributes import ATTRIBUTES, as_judged, has_attribute
-from cyclediff.pets.networks import SIZE, PetsAttributes, PetsClassifier, PetsUNet, load
+from cyclediff.pets.networks import SIZE, PetsAttributes, PetsClassifier, PetsUNet
 from cyclediff.pets.render import SPECIES, render, sample_factors
-from eval.metrics.frechet import frechet_distance
-from eval.metrics.pets import DOMAIN, PetsJudge, load_pets_judge, observe
+from eval.metrics.pets import PetsJudge, observe
 
-BLUR = DOMAIN + 2  # of the judge's outputs
 WEIGHTS = Path(__file__).parents[1] / "cyclediff" / "pets" / "weights"
 SEEDS = {
     "cat": 11,
@@ -240,50 +234,18 @@ def write_card(name: str, path: Path, seed: int, net: nn.Module, card: dict, fol
     (folder / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
-def check(species: str, count: int = 256, batch: int = 32) -> None:
-    """Score unconditional samples of a shipped DDPM, and draw some: what the judge sees of its quality."""
-    denoiser = load(str(WEIGHTS / f"{species}.safetensors")).condition()
-    judge = load_pets_judge(WEIGHTS / "judge.safetensors")
-    levels, generator = denoiser.schedule.levels(50), torch.Generator().manual_seed(44)
-    images = []
-    for _ in track(range(count // batch), f"samples of {species}"):
-        code = torch.randn(batch, len(levels) - 1, 3, SIZE, SIZE, generator=generator)
-        with torch.no_grad():
-            images.append(to_uint8(decode(code, denoiser, levels, eta=1.0)))
-    features, outputs = observe(judge, torch.cat(images))
-    real = render_all(sample_factors(2 * count, torch.Generator().manual_seed(45)), species)
-    two = [observe(judge, half) for half in real.split(count)]
-    right = ((outputs[:, DOMAIN] > 0) == (species == "dog")).sum().item()
-    scores = {
-        "samples": count,
-        "own_species": right / count,
-        "fd": round(frechet_distance(features, two[0][0]), 3),
-        "fd_of_two_real_sets": round(frechet_distance(two[1][0], two[0][0]), 3),
-        "blur": round(outputs[:, BLUR].mean().item(), 3),
-        "blur_of_real": round(two[0][1][:, BLUR].mean().item(), 3),
-    }
-    print(species, json.dumps(scores))
-    sheet = torch.cat([torch.cat(list(row), 2) for row in images[0].split(8)], 1)
-    to_pil(sheet).resize((1024, 512), 0).save(CHECKPOINTS / f"pets_{species}.png")
-
-
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(SEEDS)}; default: all, in this order")
     parser.add_argument("--steps", type=int, default=DDPM_STEPS, help="of a DDPM; default: %(default)s")
-    parser.add_argument(
-        "--check", action="store_true", help="train nothing: score and draw samples of cat or dog, as shipped"
-    )
     arguments = parser.parse_args()
     unknown = set(arguments.names) - set(SEEDS)
     if unknown:
         parser.error(f"there is no part named {', '.join(sorted(unknown))}; choose from {', '.join(SEEDS)}")
     for name in arguments.names or SEEDS:
         torch.set_num_threads(1)  # two trainings side by side on two cores are faster than one on both
-        if arguments.check:
-            check(name)
-        elif name == "judge":
+        if name == "judge":
             train_judge()
         elif name == "classifier":
             train_classifier()

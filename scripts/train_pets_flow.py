@@ -1,41 +1,32 @@
 """Train the rectified-flow text-to-image model of pets, beside the diffusion model whose other parts it shares.
 
-    python scripts/train_pets_flow.py           train, and write the folder
-    python scripts/train_pets_flow.py --check   draw samples of the last checkpoint beside it
+    python scripts/train_pets_flow.py
 
 It learns noise - x0 of x_sigma = (1 - sigma) x0 + sigma noise (arXiv 2209.03003, 2403.03206). Autoencoder, tokenizer
-and text encoder are those of the shipped diffusion model, and its UNet is where the training starts. A training that
-was stopped continues from its last checkpoint in ~/.cache/cyclediff/training.
+and text encoder are those of the shipped diffusion model. The training starts from the UNet that
+`train_pets_text.py unet` writes, before `train_pets_text.py more`. One that was stopped continues from its last
+checkpoint in ~/.cache/cyclediff/training.
 """
 
-import argparse
 import json
 import shutil
-from itertools import pairwise
 from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from train_one import CHECKPOINTS, train_one
+from train_one import train_one
 from train_pets import WEIGHTS, write_card
 from train_pets_text import DROPPED, MODEL, SEEDS, captions, dataset, tokenize
 from transformers import CLIPTextModel, CLIPTokenizer
-
-from cyclediff.data.images import to_pil, to_uint8
-from cyclediff.runtime.training import CHECKPOINT
 
 SEED = 88  # of order and noise; the data are those of the diffusion model
 FLOW = WEIGHTS / "text_to_image_flow"
 TRAIN_TIMESTEPS = 1000  # the network is given 1000 sigma
 STEPS = 6000
-CAPTIONS = (
-    "a photo of a cat", "a photo of a dog", "a ginger dog looking left", "a black cat on a hill", "", "a grey cat",
-)  # fmt: skip
 
 
 def shared_parts() -> tuple[Any, Any, Any]:
@@ -91,37 +82,5 @@ def train(batch: int = 32, lr: float = 7e-4) -> None:
     write_card("text_to_image_flow", FLOW / "unet" / "diffusion_pytorch_model.safetensors", SEED, unet, card)
 
 
-@torch.no_grad()
-def check(steps: int = 40, scale: float = 3.0, each: int = 6) -> None:
-    """Draw samples of the last checkpoint: a row for each caption."""
-    saved = torch.load(CHECKPOINTS / "pets_flow" / CHECKPOINT, weights_only=True)
-    tokenizer, text, vae = shared_parts()
-    unet: Any = start()
-    average = saved["parts"]["averages"]["network"]
-    unet.load_state_dict({key.removeprefix("module."): v for key, v in average.items() if key != "n_averaged"})
-    context = text(tokenize(tokenizer, [c for c in CAPTIONS for _ in range(each)])).last_hidden_state
-    empty = text(tokenize(tokenizer, [""])).last_hidden_state.expand_as(context)
-    x = torch.randn(len(context), 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    sigmas = torch.linspace(1, 0, steps + 1).tolist()
-    for sigma, after in track(list(pairwise(sigmas)), "samples"):
-        t = torch.full((len(x),), TRAIN_TIMESTEPS * sigma)
-        under, without = unet(x, t, context).sample, unet(x, t, empty).sample
-        x = x + (after - sigma) * (without + scale * (under - without))
-    pictures = to_uint8(vae.decode(x / vae.config.scaling_factor).sample)
-    rows = [torch.cat(list(row), dim=2) for row in pictures.split(each)]
-    file = CHECKPOINTS / "pets_flow.png"
-    to_pil(torch.cat(rows, dim=1)).resize((each * 128, len(CAPTIONS) * 128)).save(file)
-    loss = saved["history"][-1]["loss"]
-    print(f"{file}: step {saved['step']}, loss {loss:.4f}, captions from the top: {', '.join(CAPTIONS)}")
-
-
-def main() -> None:
-    """Parse the command line, and train or check."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="draw samples of the last checkpoint")
-    arguments = parser.parse_args()
-    check() if arguments.check else train()
-
-
 if __name__ == "__main__":
-    main()
+    train()

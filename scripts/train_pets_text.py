@@ -1,7 +1,7 @@
 """Train the text-to-image model and the CLIP of pets from seeds, in the formats of the real ones.
 
     python scripts/train_pets_text.py unet     text encoder and UNet together; needs the autoencoder (train_pets_vae.py)
-    python scripts/train_pets_text.py more     the UNet further
+    python scripts/train_pets_text.py more     the UNet further; train_pets_flow.py starts from the one before
     python scripts/train_pets_text.py clip     image and text tower
     python scripts/train_pets_text.py          all of it, one after another
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from train_one import train_one, train_parts
 from train_pets import WEIGHTS, write_card
@@ -53,7 +54,10 @@ def train_decoder(steps: int = 12_000, batch: int = 16, lr: float = 1e-3) -> Non
     """Train the decoder further, on what the encoder gives, so that models of its latents stay as they are."""
     generator = torch.Generator().manual_seed(SEEDS["decoder"])
     images, _ = dataset(SEEDS["text"])
-    vae: Any = AutoencoderKL.from_pretrained(MODEL / "vae", torch_dtype=torch.float32)
+    config: Any = AutoencoderKL.load_config(MODEL / "vae")
+    vae: Any = AutoencoderKL.from_config(config)  # from_pretrained would write the place of its folder into the new one
+    state = load_file(MODEL / "vae" / "diffusion_pytorch_model.safetensors")
+    vae.load_state_dict({key: value.float() for key, value in state.items()})
     with torch.no_grad():
         codes = [vae.encode(x.float() / 127.5 - 1).latent_dist for x in images.split(200)]
         mean, std = (torch.cat([getattr(code, name) for code in codes]) for name in ("mean", "std"))
