@@ -25,6 +25,7 @@ from cyclediff.data.assets import catalogue
 from cyclediff.models import adm, ddpm, vit
 from cyclediff.models.classifier import DomainClassifier
 from cyclediff.models.classifier import names as classifier_names
+from cyclediff.models.cut_networks import Generator
 from cyclediff.models.identity import COUNTER, IRSE50
 from eval import terminal
 from eval.random_mark import MARK
@@ -190,6 +191,13 @@ def write_network(path: Path, name: str) -> None:
     torch.save({prefix + key: value for key, value in state.items()}, path)
 
 
+def write_generator(path: Path) -> None:
+    """CUT's generator. Its filters are the known ones: a file with others is refused."""
+    network = Generator()
+    filters = {key: value for key, value in network.state_dict().items() if key.endswith(".filt")}
+    torch.save(random_state(shapes_of(network), seed=sum(path.name.encode())) | filters, path)
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "afhq_dog_4m.pt": partial(write_network, name="afhq_dog"),
     "cat_ema_0.9999_050000.pt": partial(write_network, name="afhq_cat"),
@@ -198,6 +206,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "cat2dog_dse.pt": partial(write_network, name="dse_cat2dog"),
     "wild2dog_dse.pt": partial(write_network, name="dse_wild2dog"),
     "male2female_dse.pt": partial(write_network, name="dse_male2female"),
+    "cut_cat2dog.pth": write_generator,
     "256x256_diffusion_uncond.pt": partial(write_network, name="imagenet256_uncond"),
     "ffhq_10m.pt": partial(write_network, name="ffhq"),
     "dino_vitbase8_pretrain.pth": partial(write_vit, name="vit_base_patch8_224.dino"),

@@ -122,7 +122,7 @@ def test_mistakes_with_real_files(arguments, expected, real, tmp_path):
 
 @pytest.mark.slow
 def test_the_real_experiment_at_full_size(tmp_path):
-    """Random weights of the real networks, 256×256, every method: 1 GB of files and some minutes."""
+    """Random weights of the real networks, 256×256, every method of the table: 1 GB of files and some minutes."""
     tool = [sys.executable, str(ROOT / "scripts" / "make_random_checkpoints.py"), "--checkpoints", str(tmp_path / "w")]
     subprocess.run([*tool, "cat2dog"], check=True, timeout=900)
     (tmp_path / "photos").mkdir()
@@ -135,4 +135,4 @@ def test_the_real_experiment_at_full_size(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("RANDOM WEIGHTS") >= 2
-    assert len(list(tmp_path.glob("*/*/images/*.png"))) == 2 * len(METHODS)
+    assert len(list(tmp_path.glob("*/*/images/*.png"))) == 2 * len(OF_PETS)

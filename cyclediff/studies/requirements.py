@@ -205,13 +205,19 @@ def require_files(
     if all(path.exists() for path in [*folders, *used]):
         return
     here = {part for part, path in paths.items() if path.exists()} | hub
-    able = [
-        name
-        for name, file in method_files(config_dirs).items()
-        if file.needs <= here and "none" in file.conditions and "none" in cfg.method.conditions
-    ]
+    compared = _compared(cfg.task.name, config_dirs)
+    able = [name for name, file in method_files(config_dirs).items() if name in compared and file.needs <= here]
     hint = f"{instead}   (pets, the synthetic benchmark: all of this without a download)"
     if able and {"features"} & paths.keys() <= here and all(folder.exists() for folder in folders):
         hint = f"python run.py experiment={cfg.task.name} method={','.join(able)}   (their files are here)"
     shown = [path for part, path in paths.items() if part not in hub]
     raise UserError(missing_screen(cfg.task.name, [*shown, *folders], assets, hint))
+
+
+def _compared(experiment: str, config_dirs: Sequence[str]) -> Sequence[str]:
+    """The methods of an experiment; none without such a file."""
+    for folder in config_dirs:
+        file = Path(folder, "experiment", f"{experiment}.yaml")
+        if file.exists():
+            return str(OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params.method", default="")).split(",")
+    return ()
