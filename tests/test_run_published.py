@@ -92,15 +92,23 @@ def test_missing_files_get_one_screen(real, tmp_path):
     assert not (tmp_path / "cat2dog").exists()
 
 
-def test_what_is_here_is_proposed(real, tmp_path):
-    """Without the source's network and the classifier, SDEdit and ILVR can run."""
+@pytest.mark.parametrize(
+    ("files", "able"),
+    [
+        (("afhq_dog_4m.pt", "inception-2015-12-05.pt"), "ilvr,sdedit"),
+        (("afhq_dog_4m.pt", "cat_ema_0.9999_050000.pt", "inception-2015-12-05.pt"), "cyclediffusion,ddib,ilvr,sdedit"),
+    ],
+    ids=["target", "both"],
+)
+def test_what_is_here_is_proposed(files, able, real, tmp_path):
+    """Of the experiment's methods, those whose networks are here; FlowEdit, which needs a flow, is none of them."""
     some = tmp_path / "some"
     some.mkdir()
-    for name in ("afhq_dog_4m.pt", "inception-2015-12-05.pt"):
+    for name in files:
         (some / name).symlink_to(real / name)
     done = in_small(real, f"paths.checkpoints={some}", f"paths.outputs={tmp_path / 'out'}", "steps=few")
     assert done.returncode == 2
-    assert "method=ilvr,sdedit   (their files are here)" in done.stderr
+    assert f"method={able}   (their files are here)" in done.stderr
 
 
 @pytest.mark.parametrize(
